@@ -1,0 +1,139 @@
+"""The command line around a run: every problem said at once before anything is touched, and exit codes.
+
+`check` composes the configuration (for a sweep, of every job) the way Hydra will and reports all that is wrong;
+only then does Hydra start the job, so bad input never leaves a folder behind.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from attnlab.config import Config, nearest, unknown_key, validate
+from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
+
+FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
+
+
+def guard(main: Callable[[], None], configs: Path) -> int:
+    """Check the command line, run `main`, and return the exit code (see `errors`)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    args = get_args_parser().parse_args()
+    informs = (args.help, args.hydra_help, args.info, args.shell_completion)
+    try:
+        if not any(informs):
+            check(args.overrides, configs, sweep=args.multirun)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what main raises arrives here
+        main()
+    except FAILURES as failure:
+        return report(failure)
+    return 0
+
+
+def report(failure: Exception) -> int:
+    """Print a failure, one line a problem, and return its exit code."""
+    for line in str(failure).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return failure.exit_code
+
+
+def check(overrides: list[str], configs: Path, sweep: bool = False) -> None:
+    """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise BadInput(f"{error.override}: cannot be parsed; write key=value") from None
+    problems: dict[str, None] = {}
+    for job in _jobs(parsed, configs, sweep):
+        problems.update(dict.fromkeys(_problems(job, configs)))
+    if problems:
+        raise BadInput("\n".join(problems))
+
+
+def _jobs(parsed: list[Override], configs: Path, sweep: bool) -> list[list[str]]:
+    """The overrides of every job the command starts."""
+    lines = [p.input_line for p in parsed]
+    try:
+        hydra = _compose(lines if not sweep else [], configs, hydra=True).hydra
+    except (HydraException, OmegaConfBaseException, BadInput):
+        hydra = None  # reported by _problems
+    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        sweep = True
+        grid = hydra.sweeper.params or {}
+        parsed = OverridesParser.create().parse_overrides(
+            [f"{k}={v}" for k, v in grid.items()] + lines
+        )
+    if not sweep:
+        return [lines]
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+
+
+def _problems(overrides: list[str], configs: Path) -> Iterator[str]:
+    """Every problem of one job: compose, and on a bad override go on without it."""
+    while True:
+        try:
+            validate(plain(_compose(overrides, configs)))
+            return
+        except BadInput as error:
+            yield from str(error).splitlines()
+            return
+        except (HydraException, OmegaConfBaseException) as error:
+            culprit = next((o for o in overrides if _blamed(o, error)), None)
+            if isinstance(error, MissingConfigException) and culprit:
+                group, _, choice = culprit.lstrip("+").partition("=")
+                options = sorted(error.options or [])
+                near = nearest(choice, options)
+                yield f"{culprit}: unknown {group}{near}; allowed: {', '.join(options)}"
+            elif culprit:
+                key = culprit.lstrip("+~").partition("=")[0]
+                unknown = str(error).startswith("Could not override")
+                yield unknown_key(key) if unknown else _first_line(culprit, error)
+            else:
+                yield _first_line(" ".join(overrides), error)
+                return
+            overrides = [o for o in overrides if o != culprit]
+
+
+def _blamed(override: str, error: Exception) -> bool:
+    key, _, value = override.lstrip("+~").partition("=")
+    if isinstance(error, MissingConfigException):
+        return error.missing_cfg_file == f"{key}/{value}"
+    text = str(error)
+    return f"'{key}'" in text or f"'{override}'" in text or f"{key}=" in text
+
+
+def _first_line(what: str, error: Exception) -> str:
+    line = str(error).strip().splitlines()[0]
+    if line.startswith("Ambiguous value"):
+        line = "several values; add -m for a sweep, or write [a,b] for a list"
+    return f"{what}: {line}"
+
+
+def _compose(overrides: list[str], configs: Path, hydra: bool = False):
+    with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+        return compose("train", overrides=overrides, return_hydra_config=hydra)
+
+
+def plain(composed) -> dict:
+    """Hydra's configuration as a plain dict, interpolations resolved."""
+    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+
+
+def load(folder: Path) -> Config:
+    """The configuration that a run folder was made with."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise BadInput(f"run={folder}: no run folder there (it has no config.yaml)")
+    return validate(plain(OmegaConf.load(file)))

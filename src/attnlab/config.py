@@ -1,0 +1,309 @@
+"""Schema of the whole configuration: types, ranges and the checks across keys.
+
+Nothing here imports torch, so that a typing error is answered at once. `validate` turns what Hydra composed into
+a `Config` or raises `BadInput` with every problem found, one a line.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attnlab.errors import BadInput
+
+# Raised whenever a change of code changes results; a run is never resumed across it.
+CODE_VERSION = 1
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Body(Section):
+    """What both transformers share (configs/arch)."""
+
+    layers: PositiveInt
+    heads: PositiveInt
+    width: PositiveInt
+    ffn_width: PositiveInt
+    activation: Literal["relu", "gelu"]
+    norm: Literal["post", "pre"]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "none"]
+    embedding_scale: bool
+    embedding_residual: Annotated[int, Field(ge=0, le=2)]
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+
+class LM(Body):
+    body: Literal["lm"]
+
+
+class ViT(Body):
+    body: Literal["vit"]
+    patch_size: PositiveInt
+
+
+class DotProduct(Section):
+    name: Name
+    mechanism: Literal["dot_product"]
+
+
+class Neural(Section):
+    name: Name
+    mechanism: Literal["neural"]
+    neural_layers: Literal["all"] | Annotated[list[Count], Field(min_length=1)]
+    d_prime: PositiveInt | None
+    hidden: Annotated[list[PositiveInt], Field(min_length=1)] | None
+    activation: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
+    score_scale: bool
+    per_head: bool
+    projection_bias: bool
+
+
+class Text(Section):
+    name: Literal["wikitext103", "wikitext2", "pydocs"]
+    kind: Literal["text"]
+    path: Annotated[str, Field(min_length=1)] | None
+    config: str | None
+    tokenizer: Annotated[str, Field(min_length=1)]
+    vocab_size: Annotated[int, Field(ge=16)]
+    sequence_length: PositiveInt
+    eval_stride: PositiveInt
+
+
+class Augment(Section):
+    crop_scale: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)
+    ]
+    flip: Share
+    jitter: Annotated[list[Share], Field(min_length=4, max_length=4)]
+    rotation: Annotated[float, Field(ge=0, le=180)]
+
+
+class Image(Section):
+    name: Literal["cifar10", "cifar100", "digits"]
+    kind: Literal["image"]
+    path: Annotated[str, Field(min_length=1)] | None
+    config: str | None
+    image_column: str
+    label_column: str
+    image_size: PositiveInt
+    validation_size: Count
+    augment: Augment
+
+
+class Trainer(Section):
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None
+    max_steps: PositiveInt | None
+    epochs: PositiveInt | None
+    lr: Positive
+    schedule: Literal["constant", "step", "cosine"]
+    warmup_steps: Count
+    drop_epochs: list[PositiveInt]
+    drop_factor: Positive
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    grad_clip: Positive | None
+    precision: Literal["fp32", "bf16", "fp16"]
+    log_every: PositiveInt
+    eval_every: PositiveInt | None
+    save_every: PositiveInt
+    select_on: Literal["validation", "test"]
+
+    @property
+    def micro(self) -> int:
+        return self.micro_batch_size or self.batch_size
+
+
+class Logger(Section):
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: Name
+
+
+class Runtime(Section):
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    threads: PositiveInt | None
+    workers: Annotated[int, Field(ge=0, le=64)]
+    compile: bool
+    progress: bool
+    output_root: Annotated[str, Field(min_length=1)]
+    cache: Annotated[str, Field(min_length=1)]
+
+
+Arch = Annotated[LM | ViT, Field(discriminator="body")]
+Model = Annotated[DotProduct | Neural, Field(discriminator="mechanism")]
+Data = Annotated[Text | Image, Field(discriminator="kind")]
+
+
+class Config(Section):
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    scale: Literal["paper", "mini", "smoke"]
+    protocol: Literal["paper", "released"]
+    code_version: Literal[CODE_VERSION] = CODE_VERSION
+    arch: Arch
+    model: Model
+    data: Data
+    trainer: Trainer
+    logger: Logger
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _across(self) -> "Config":
+        if problems := list(_contradictions(self)):
+            raise ValueError("\n".join(problems))
+        if isinstance(self.model, Neural):
+            if self.model.neural_layers == "all":
+                self.model.neural_layers = list(range(self.arch.layers))
+            if self.model.hidden is None:
+                d_prime = self.model.d_prime or self.arch.head_width
+                paper = self.protocol == "paper"
+                self.model.hidden = [2 * d_prime] if paper else [d_prime, max(1, d_prime // 2)]
+        return self
+
+    @property
+    def hash(self) -> str:
+        """Eight hex digits over everything that can change the result (so not logger, runtime)."""
+        kept = self.model_dump(exclude={"logger", "runtime", "code_version"})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def folder(self) -> str:
+        """The default run folder: the same configuration always gets the same one."""
+        run = f"seed{self.seed}_{self.hash}"
+        return f"{self.runtime.output_root}/{self.data.name}/{self.model.name}/{run}"
+
+
+def _contradictions(cfg: Config) -> Iterator[str]:
+    """Every pair of keys that cannot stand together."""
+    arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
+    if (arch.body == "lm") != (data.kind == "text"):
+        yield f"arch.body={arch.body}: data={data.name} is {data.kind}; lm reads text, vit images"
+    if arch.width % arch.heads:
+        yield f"arch.width={arch.width}: must be a multiple of arch.heads={arch.heads}"
+    if arch.width % 2 and arch.positions.startswith("sinusoidal"):
+        yield f"arch.width={arch.width}: must be even for arch.positions={arch.positions}"
+    if isinstance(model, Neural):
+        if model.d_prime and model.d_prime > arch.head_width:
+            yield (
+                f"model.d_prime={model.d_prime}: must be at most the head width "
+                f"arch.width / arch.heads = {arch.head_width}; null means no projection"
+            )
+        if model.neural_layers != "all":
+            if max(model.neural_layers) >= arch.layers:
+                yield (
+                    f"model.neural_layers={model.neural_layers}: arch.layers={arch.layers} "
+                    f"allows 0 to {arch.layers - 1}, or all"
+                )
+            if len(set(model.neural_layers)) < len(model.neural_layers):
+                yield f"model.neural_layers={model.neural_layers}: a layer is named twice"
+    if isinstance(data, Text) and data.eval_stride > data.sequence_length:
+        yield (
+            f"data.eval_stride={data.eval_stride}: must be at most "
+            f"data.sequence_length={data.sequence_length}, or tokens would go unscored"
+        )
+    if isinstance(data, Image):
+        if isinstance(arch, ViT) and data.image_size % arch.patch_size:
+            yield (
+                f"data.image_size={data.image_size}: must be a multiple of "
+                f"arch.patch_size={arch.patch_size}"
+            )
+        if data.validation_size == 0 and trainer.select_on == "validation":
+            yield "data.validation_size=0: trainer.select_on=validation needs held-out images"
+        if data.augment.crop_scale[0] > data.augment.crop_scale[1]:
+            yield f"data.augment.crop_scale={data.augment.crop_scale}: must be [smaller, larger]"
+        if data.augment.jitter[3] > 0.5:
+            yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
+    embedded = data.name in ("pydocs", "digits")
+    if embedded and data.path is not None:
+        yield f"data.path={data.path}: data={data.name} is embedded and takes no path"
+    if not embedded and data.path is None:
+        yield f"data.path=null: data={data.name} needs a hub id or a local folder in its row form"
+    if trainer.batch_size % trainer.micro:
+        yield (
+            f"trainer.batch_size={trainer.batch_size}: must be a multiple of "
+            f"trainer.micro_batch_size={trainer.micro_batch_size}"
+        )
+    if trainer.max_steps is None and trainer.epochs is None:
+        yield "trainer.max_steps=null: set it or trainer.epochs"
+    for key in ("warmup_steps", "eval_every"):
+        value = getattr(trainer, key)
+        if trainer.max_steps and value and value > trainer.max_steps:
+            yield f"trainer.{key}={value}: must be at most trainer.max_steps={trainer.max_steps}"
+
+
+TAGS = {"lm", "vit", "dot_product", "neural", "text", "image"}
+
+
+def validate(composed: dict[str, Any]) -> Config:
+    """Check a composed configuration (a plain dict).
+
+    Errors: `BadInput` with one line a problem: key, value, what is allowed, the nearest valid name.
+    """
+    try:
+        return Config.model_validate(composed)
+    except ValidationError as error:
+        lines: dict[str, list[str]] = {}
+        for problem in error.errors():
+            what, message = _message(problem)
+            lines.setdefault(what, []).append(message)
+        # a key that may be of several kinds has one message a kind
+        raise BadInput("\n".join(w + ", or ".join(m) for w, m in lines.items())) from None
+
+
+def _message(error: dict[str, Any]) -> tuple[str, str]:
+    """What is wrong (key=value) and what is allowed."""
+    # pydantic puts the chosen variant's tag behind the section: data.text.path is data.path
+    loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 1 and p in TAGS)]
+    key = ".".join(p for p in loc if "[" not in p)
+    if error["type"] == "value_error" and not loc:
+        return "", str(error["ctx"]["error"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
+    if error["type"] == "missing":
+        return f"{key}: ", "missing"
+    message = error["msg"].replace("Input should be ", "must be ")
+    allowed = error.get("ctx", {}).get("expected", "")
+    if isinstance(error["input"], str) and "'" in allowed:
+        message += nearest(error["input"], allowed.split("'")[1::2])
+    return f"{key}={error['input']}: ", message
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """`; did you mean X?`, or nothing where no allowed name is near."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown_key(key: str) -> str:
+    """The line for a key that the schema, or this choice of its section, does not have."""
+    known = sorted(known_keys())
+    if key in known:
+        return f"{key}: unknown key for this choice of {key.split('.')[0]}"
+    leaf = key.split(".")[-1]
+    home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section
+    near = f"; did you mean {home[0]}?" if home else nearest(key, known)
+    return f"{key}: unknown key{near}"
+
+
+def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the schema."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        variants = getattr(field.annotation, "__args__", (field.annotation,))
+        for variant in variants:
+            if isinstance(variant, type) and issubclass(variant, BaseModel):
+                yield from known_keys(variant, f"{prefix}{name}.")

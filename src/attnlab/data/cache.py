@@ -1,0 +1,78 @@
+"""Prepared arrays on disk: written once, whole or not at all, verified when opened."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+# Raised when the code that prepares data changes what it writes.
+FORMAT = 1
+
+
+def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]) -> Path:
+    """The folder of what `build` returns, built only if no folder for `key` is there yet.
+
+    build() gives {file name: array (saved as .npy) or text}. The folder appears by one rename, so
+    two runs may prepare the same data at once, and a killed one leaves nothing under the name.
+    """
+    key = {"format": FORMAT, **key}
+    folder = root / f"{name}-{digest(json.dumps(key, sort_keys=True).encode())[:16]}"
+    if folder.is_dir() and not _whole(folder):
+        log.warning("%s: damaged on disk; preparing it again", folder)
+        shutil.rmtree(folder)
+    if not folder.is_dir():
+        log.info("preparing %s data in %s", name, folder)
+        root.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
+        try:
+            _write(made, key, build())
+            os.rename(made, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another run was faster, with the same content
+                raise
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, key: dict, content: dict) -> None:
+    for file, value in content.items():
+        if isinstance(value, str):
+            (folder / file).write_text(value)
+        else:
+            np.save(folder / file, value)
+    sums = {p.name: file_digest(p) for p in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / "manifest.json").read_text())["sha256"]
+        return all(file_digest(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def array(folder: Path, name: str) -> np.ndarray:
+    """A cached array, memory-mapped and read-only."""
+    return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+def digest(data: bytes) -> str:
+    """sha256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,93 @@
+"""Which samples come when: a pure function of (seed, epoch, position), with no state to save."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from attnlab.config import Config
+from attnlab.data.images import ImageData, build_images
+from attnlab.data.text import TextData, build_text
+from attnlab.errors import BadInput
+from attnlab.seeding import derive_seed
+
+
+def build_data(cfg: Config) -> TextData | ImageData:
+    """The configured data set. Errors: `BadInput` (see `build_text`, `build_images`)."""
+    cache = Path(cfg.runtime.cache)
+    try:
+        if cfg.data.kind == "text":
+            return build_text(cfg.data, cache)
+        return build_images(cfg.data, cfg.seed, cache)
+    except PermissionError as error:
+        raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
+
+
+class Order:
+    """Positions to (epoch, index): each epoch is a permutation of n samples that depends on its number and the seed.
+
+    Batches run across the end of an epoch, so every sample is used exactly once an epoch.
+    """
+
+    def __init__(self, n: int, seed: int):
+        self.n, self.seed = n, seed
+        self._epoch, self._permutation = -1, np.empty(0, int)
+
+    def keys(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The (epoch, index) of positions start to stop - 1."""
+        return [(p // self.n, self._index(*divmod(p, self.n))) for p in range(start, stop)]
+
+    def _index(self, epoch: int, position: int) -> int:
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+            self._epoch, self._permutation = epoch, rng.permutation(self.n)
+        return int(self._permutation[position])
+
+
+class MicroBatches:
+    """Keys of micro-batches `first` to `last` - 1 of a training run, as DataLoader's batch_sampler."""
+
+    def __init__(self, order: Order, size: int, first: int, last: int):
+        self.order, self.size, self.first, self.last = order, size, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for i in range(self.first, self.last):
+            yield self.order.keys(i * self.size, (i + 1) * self.size)
+
+
+def train_loader(data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
+    """Micro-batches of steps `first` to `last` - 1, trainer.batch_size / micro_batch_size each step."""
+    dataset, micro = data.train(), cfg.trainer.micro
+    per_step = cfg.trainer.batch_size // micro
+    order = Order(len(dataset), cfg.seed)
+    batches = MicroBatches(order, micro, first * per_step, last * per_step)
+    return _loader(dataset, batches, cfg.runtime.workers, pin)
+
+
+def eval_loader(data, split: str, batch_size: int, pin: bool = False) -> DataLoader:
+    """Every window or image of a split once, in order; the last batch may be smaller."""
+    dataset = data.evaluation(split)
+    n = len(dataset)
+    spans = range(0, n, batch_size)
+    batches = [[(0, i) for i in range(s, min(s + batch_size, n))] for s in spans]
+    return _loader(dataset, batches, 0, pin)
+
+
+def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_whole,  # __getitems__ returns whole batches
+        num_workers=workers,
+        pin_memory=pin,
+        generator=torch.Generator(),  # otherwise creating the iterator draws a global random number
+    )
+
+
+def _whole(batch):
+    return batch

@@ -1,0 +1,203 @@
+"""Text as token ids: read rows, tokenise, cache; training blocks and evaluation windows over them.
+
+As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer without these
+tokens sees the text as it is.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnlab.config import Text
+from attnlab.data.cache import array, cached, digest, file_digest
+from attnlab.data.rows import Rows
+from attnlab.errors import BadInput
+from attnlab.net import prepare_hub
+
+SPLITS = ("train", "validation", "test")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ENCODE_ROWS = 10_000  # rows tokenised at a time, so that WikiText-103 fits in memory
+
+
+@dataclass
+class TextData:
+    """Token ids of each split, memory-mapped, with the words they came from.
+
+    words: words of each split, an end of row counting as one (so WikiText's test split has 245,570).
+    """
+
+    tokens: dict[str, np.ndarray]
+    words: dict[str, int]
+    vocab: int
+    tokenizer_file: Path
+    fingerprint: str
+    block: int
+    stride: int
+
+    def train(self) -> "Blocks":
+        """Consecutive blocks of block + 1 tokens, none shared, as in the released code."""
+        count = len(self.tokens["train"]) // (self.block + 1)
+        starts = np.arange(count) * (self.block + 1)
+        return Blocks(self.tokens["train"], starts, np.zeros(count, int), self.block)
+
+    def evaluation(self, split: str) -> "Blocks":
+        """Windows of `block` targets every `stride` tokens; the last ends with the split.
+
+        Together the targets behind each window's first `overlap` score every token but the first of
+        the split once.
+        """
+        last = len(self.tokens[split]) - 1 - self.block
+        starts = np.append(np.arange(0, last, self.stride), last)
+        ends = starts + self.block
+        overlap = np.append(0, np.maximum(0, ends[:-1] - starts[1:]))
+        return Blocks(self.tokens[split], starts, overlap, self.block)
+
+    def unigram_loss(self, split: str) -> float:
+        """Mean loss in nats of the training split's token frequencies (add one) on this split."""
+        counts = np.bincount(self.tokens["train"], minlength=self.vocab) + 1.0
+        return float(-np.log(counts / counts.sum())[self.tokens[split][1:]].mean())
+
+
+@dataclass
+class Blocks:
+    """Windows into one array of tokens; item (inputs, targets, overlap), each (B, block) but overlap (B,)."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    overlap: np.ndarray
+    block: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Blocks of (epoch, index) keys; the epoch makes no difference to text."""
+        index = np.array([i for _, i in keys])
+        span = self.starts[index][:, None] + np.arange(self.block + 1)
+        ids = torch.from_numpy(self.tokens[span].astype(np.int64))
+        return ids[:, :-1], ids[:, 1:], torch.from_numpy(self.overlap[index])
+
+
+def build_text(data: Text, cache: Path) -> TextData:
+    """The configured text, from the cache where its content and tokenizer were seen before.
+
+    Errors: `BadInput` for a missing or damaged source or tokenizer, or a split shorter than a block.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    source = PyDocs() if data.path is None else Rows(data, ["text"], list(SPLITS), cache)
+    tokenizer_key, make_tokenizer = _tokenizer(data, source)
+    key = {"content": source.fingerprint, "tokenizer": tokenizer_key}
+    folder = cached(cache, data.name, key, lambda: _tokenise(source, make_tokenizer()))
+    tokens = {split: array(folder, split) for split in SPLITS}
+    shortest = min(SPLITS, key=lambda split: len(tokens[split]))
+    if len(tokens[shortest]) <= data.sequence_length:
+        raise BadInput(
+            f"data.sequence_length={data.sequence_length}: split {shortest} has only "
+            f"{len(tokens[shortest])} tokens; at most {len(tokens[shortest]) - 1} is allowed"
+        )
+    words, vocab = array(folder, "words"), int(array(folder, "vocab"))
+    return TextData(
+        tokens=tokens,
+        words=dict(zip(SPLITS, words.tolist(), strict=True)),
+        vocab=vocab,
+        tokenizer_file=folder / "tokenizer.json",
+        fingerprint=folder.name,
+        block=data.sequence_length,
+        stride=data.eval_stride,
+    )
+
+
+def _tokenizer(data: Text, source):
+    """What identifies the tokenizer, and a function that makes it."""
+    from tokenizers import Tokenizer
+
+    name = data.tokenizer
+    if name == "train":
+        return f"train {data.vocab_size}", lambda: _train_wordpiece(source, data.vocab_size)
+    path = Path(name).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BadInput(f"data.tokenizer={name}: not a tokenizer.json: {error}") from None
+        return file_digest(path), lambda: tokenizer
+    if name.startswith((".", "/", "~")) or name.endswith(".json"):
+        raise BadInput(f"data.tokenizer={name}: no such file")
+    prepare_hub()
+    try:
+        tokenizer = Tokenizer.from_pretrained(name)
+    except Exception as error:  # the hub's errors share no base class
+        raise BadInput(
+            f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
+            "data.tokenizer=<path of a tokenizer.json> or data.tokenizer=train need no network"
+        ) from None
+    return digest(tokenizer.to_str().encode()), lambda: tokenizer
+
+
+def _train_wordpiece(source, vocab_size: int):
+    """A cased WordPiece as BERT's, trained on the training split; deterministic."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False
+    )
+    rows = (r.replace("<unk>", " ") for r in source["train"]["text"])
+    tokenizer.train_from_iterator(rows, trainer)
+    return tokenizer
+
+
+def _tokenise(source, tokenizer) -> dict:
+    """Token ids and word counts of every split, as files for the cache."""
+    known = (
+        tokenizer.token_to_id("[SEP]") is not None and tokenizer.token_to_id("[UNK]") is not None
+    )
+    vocab = tokenizer.get_vocab_size()
+    dtype = np.uint16 if vocab <= 2**16 else np.int32
+    files: dict = {"tokenizer.json": tokenizer.to_str(), "vocab.npy": np.array(vocab)}
+    words = []
+    for split in SPLITS:
+        rows, parts, count = source[split]["text"], [], 0
+        for start in range(0, len(rows), ENCODE_ROWS):
+            chunk = list(rows[start : start + ENCODE_ROWS])
+            if None in chunk:
+                where = start + chunk.index(None)
+                raise BadInput(f"{source.where}: split {split}, row {where} has no text")
+            count += sum(len(row.split()) + 1 for row in chunk)
+            if known:
+                chunk = [r.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for r in chunk]
+            encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
+            parts += [np.array(e.ids, dtype=dtype) for e in encoded]
+        files[f"{split}.npy"] = np.concatenate(parts) if parts else np.array([], dtype)
+        words.append(count)
+        if not len(files[f"{split}.npy"]):
+            raise BadInput(f"{source.where}: split {split} is empty")
+    files["words.npy"] = np.array(words)
+    return files
+
+
+class PyDocs:
+    """The English language reference inside every CPython; whole topics, a tenth each, are held out."""
+
+    where = "data=pydocs"
+
+    def __init__(self):
+        from pydoc_data.topics import topics
+
+        self._splits: dict[str, dict[str, list[str]]] = {s: {"text": []} for s in SPLITS}
+        total, seen = sum(map(len, topics.values())), 0
+        for name in sorted(topics, key=lambda n: digest(n.encode())):  # mixed, yet always the same
+            split = ("test", "validation", "train")[min(2, 10 * seen // total)]
+            self._splits[split]["text"] += topics[name].splitlines(keepends=True)
+            seen += len(topics[name])
+        self.fingerprint = digest(repr(self._splits).encode())
+
+    def __getitem__(self, split: str) -> dict[str, list[str]]:
+        return self._splits[split]

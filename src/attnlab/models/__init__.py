@@ -1,0 +1,1 @@
+"""Transformers with one attention mechanism per layer."""

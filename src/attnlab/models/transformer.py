@@ -1,0 +1,147 @@
+"""One transformer block, and the two bodies of arXiv 2502.17206 made of it: a causal language model and a ViT.
+
+Shapes: B batch, N tokens, W width, V vocabulary, C classes. The mechanism of each layer is the only thing that
+differs between the arms of a comparison; with one seed, all other parameters start at the same values in all arms.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.config import Body, Config, DotProduct
+from attnlab.models.attention import ATTENTION
+from attnlab.models.positions import Positions
+from attnlab.seeding import derive_seed
+
+FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class SelfAttention(nn.Module):
+    """Projections to queries, keys and values (no bias), the mechanism, and the projection back."""
+
+    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
+        super().__init__()
+        self.heads, self.causal = arch.heads, causal
+        self.qkv = nn.Linear(arch.width, 3 * arch.width, bias=False)
+        self.mechanism = mechanism
+        self.out = nn.Linear(arch.width, arch.width, bias=False)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, W) -> queries, keys and values, each (B, H, N, D)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (B, N, W)."""
+        mixed = self.mechanism(*self.split(x), causal=self.causal)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm: post or pre)."""
+
+    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
+        super().__init__()
+        self.post = arch.norm == "post"
+        self.attention = SelfAttention(arch, mechanism, causal)
+        self.norm1 = nn.LayerNorm(arch.width)
+        self.ffn = nn.Sequential(
+            nn.Linear(arch.width, arch.ffn_width),
+            FFN_ACTIVATION[arch.activation](),
+            nn.Dropout(arch.dropout),
+            nn.Linear(arch.ffn_width, arch.width),
+            nn.Dropout(arch.dropout),
+        )
+        self.norm2 = nn.LayerNorm(arch.width)
+        self.dropout = nn.Dropout(arch.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (B, N, W)."""
+        if self.post:
+            x = self.norm1(x + self.dropout(self.attention(x)))
+            return self.norm2(x + self.ffn(x))
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.ffn(self.norm2(x))
+
+
+class Transformer(nn.Module):
+    """Token or patch embedding, positions, a stack of blocks, LayerNorm and an output layer of its own.
+
+    inputs: vocabulary (lm) or values per patch (vit); outputs: vocabulary or classes; tokens: the longest sequence.
+    """
+
+    def __init__(self, cfg: Config, inputs: int, outputs: int, tokens: int):
+        super().__init__()
+        arch = cfg.arch
+        self.vision = arch.body == "vit"
+        if self.vision:
+            self.patch = arch.patch_size
+            self.embedding = nn.Linear(inputs, arch.width)
+            self.cls = ClassToken(arch.width)
+        else:
+            self.embedding = nn.Embedding(inputs, arch.width)
+        self.positions = Positions(arch, tokens)
+        self.blocks = nn.ModuleList(
+            Block(arch, build_mechanism(cfg, layer), causal=not self.vision)
+            for layer in range(arch.layers)
+        )
+        self.norm = nn.LayerNorm(arch.width)
+        self.head = nn.Linear(arch.width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """lm: token ids (B, N) -> logits (B, N, V). vit: images (B, 3, S, S) -> logits (B, C)."""
+        x = self.cls(self.embedding(self.patches(x))) if self.vision else self.embedding(x)
+        x = self.positions(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0] if self.vision else x))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, (S / patch)^2, 3 patch^2), rows of patches from top left."""
+        p = self.patch
+        cut = images.unfold(2, p, p).unfold(3, p, p)  # (B, 3, rows, columns, p, p)
+        return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+
+
+class ClassToken(nn.Module):
+    """A learned token in front of the patches; starts at zero, as in the released code."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(width))
+
+    def reset_parameters(self) -> None:
+        """Zero."""
+        nn.init.zeros_(self.token)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (B, 1 + N, W)."""
+        return torch.cat((self.token.expand(len(x), 1, -1), x), dim=1)
+
+
+def build_mechanism(cfg: Config, layer: int) -> nn.Module:
+    """The mechanism of one layer: the configured one where it applies, dot-product elsewhere."""
+    if layer in getattr(cfg.model, "neural_layers", range(cfg.arch.layers)):
+        return ATTENTION[cfg.model.mechanism](cfg.model, cfg.arch)
+    return ATTENTION["dot_product"](DotProduct(name="dot", mechanism="dot_product"), cfg.arch)
+
+
+def build_model(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer:
+    """The configured model with initial values that depend only on cfg.seed and each module's name.
+
+    So parameters that two arms share are equal bit for bit, whatever else the arms contain.
+    """
+    model = Transformer(cfg, inputs, outputs, tokens)
+    with torch.random.fork_rng(devices=[]):
+        for name, module in model.named_modules():
+            if list(module.parameters(recurse=False)):
+                torch.manual_seed(derive_seed(cfg.seed, "init", name))
+                module.reset_parameters()
+    return model
+
+
+def parameter_counts(model: Transformer) -> dict[str, int]:
+    """`params`: all trainable values; `params_attention`: those of the mechanisms alone."""
+    mechanisms = [b.attention.mechanism for b in model.blocks]
+    return {
+        "params": sum(p.numel() for p in model.parameters()),
+        "params_attention": sum(p.numel() for m in mechanisms for p in m.parameters()),
+    }

@@ -1,0 +1,21 @@
+"""Random numbers as pure functions of what they are for, so that no state has to survive a kill."""
+
+import hashlib
+
+import torch
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on all parts: independent streams for independent purposes."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def reseed(device: torch.device | None, *parts: int | str) -> None:
+    """Set torch's generators, the CPU's and that of `device`, from `parts` (1.6 us on CPU)."""
+    seed = derive_seed(*parts)
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device is not None and device.type == "mps":
+        torch.mps.manual_seed(seed)

@@ -1,0 +1,37 @@
+"""AdamW with weight decay where the released code has it, and the learning rate as a function of step."""
+
+import math
+
+import torch
+from torch import nn
+
+from attnlab.config import Trainer
+from attnlab.models.attention.neural import HeadLinear
+
+
+def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:
+    """AdamW; weight decay on weights of linear layers only (PAPERS: released code)."""
+    decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear | HeadLinear)]
+    chosen = {id(p) for p in decayed}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    groups = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), fused=True)
+
+
+def learning_rate(step: int, total: int, epoch: float, options: Trainer) -> float:
+    """The learning rate of update `step` (0 is the first) of `total`, `epoch` epochs into training.
+
+    Linear warm-up to trainer.lr, then constant, dropped by a factor at given epochs, or a cosine to 0.
+    """
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    if options.schedule == "step":
+        drops = sum(epoch >= drop for drop in options.drop_epochs)
+        return options.lr * options.drop_factor**drops
+    if options.schedule == "cosine":
+        progress = (step - options.warmup_steps) / max(1, total - options.warmup_steps)
+        return options.lr * (1 + math.cos(math.pi * progress)) / 2
+    return options.lr

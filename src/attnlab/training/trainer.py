@@ -1,0 +1,283 @@
+"""The training loop, top to bottom.
+
+What makes it exact: the order of samples, their augmentation, the learning rate and every micro-step's
+random numbers are pure functions of (seed, step). A checkpoint therefore needs no random state, and
+evaluation, logging, saving and the number of workers cannot change a run.
+"""
+
+import contextlib
+import logging
+import math
+import signal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from attnlab.config import Config
+from attnlab.data.loader import Order, train_loader
+from attnlab.data.text import TextData
+from attnlab.diagnostics import dead_scorers, warn_if_dead
+from attnlab.errors import BadInput, Interrupted, NonFinite
+from attnlab.folder import Ledger, RunFolder
+from attnlab.seeding import reseed
+from attnlab.tracking import Tracker
+from attnlab.training import checkpoint
+from attnlab.training.evaluate import evaluate, to_device
+from attnlab.training.meter import Meter
+from attnlab.training.optim import build_optimizer, learning_rate
+
+log = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """What a run knows beside its weights and optimizer: all of it is in every checkpoint."""
+
+    step: int = 0
+    loss_sum: float = 0.0  # since the last metrics row
+    loss_steps: int = 0
+    best: dict[str, float] = field(
+        default_factory=dict
+    )  # metrics of the best evaluation, and its step
+
+
+def fit(
+    cfg: Config, data, model: nn.Module, folder: RunFolder, tracker: Tracker
+) -> dict[str, Any]:
+    """Train to the end of the budget, from the newest checkpoint if there is one.
+
+    Returns best/* metrics, steps, samples seen and the timing summary; best.pt holds the weights of
+    the best evaluation. Errors: `NonFinite` before an update with a loss or gradient that is not
+    finite, `Interrupted` after a signal and a save.
+    """
+    options, device = cfg.trainer, next(model.parameters()).device
+    dataset_size = len(data.train())
+    total = total_steps(cfg, dataset_size)
+    eval_every = options.eval_every or math.ceil(dataset_size / options.batch_size)
+    autocast = precision(cfg, device)
+    optimizer = build_optimizer(model, options)
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    metrics, timing = Ledger(folder.path / "metrics.jsonl"), Ledger(folder.path / "timing.jsonl")
+    progress = resume(folder, model, optimizer, scaler, data.fingerprint)
+    metrics.rewind(progress.step)
+    timing.rewind(progress.step)
+    compiled = torch.compile(model) if cfg.runtime.compile else model
+    selection = Selection(cfg, data)
+
+    def record(row: dict[str, Any]) -> None:
+        metrics.append(row, sync=True)
+        tracker.log(row)
+
+    def save() -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "data": data.fingerprint,
+            **vars(progress),
+        }
+        checkpoint.save_last(folder.checkpoints, state)
+
+    def assess() -> dict[str, float]:
+        row = evaluate(compiled, data, selection.split, options.micro, autocast)
+        row |= dead_scorers(model, sample)
+        warn_if_dead({k: v for k, v in row.items() if k.startswith("attention/")}, progress.step)
+        if selection.better(row, progress.best):
+            progress.best = {**row, "step": progress.step}
+            content = checkpoint.dump({"model": model.state_dict(), **progress.best})
+            checkpoint.write_atomic(folder.checkpoints / "best.pt", content)
+        return row
+
+    sample = selection.sample(device)
+    if progress.step == 0 and (health := dead_scorers(model, sample)):
+        warn_if_dead(health, 0)
+        record({"step": 0, **health})
+
+    loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
+    batches = iter(loader)
+    per_step = options.batch_size // options.micro
+    tokens = options.batch_size * data.block if isinstance(data, TextData) else 0
+    meter = Meter(device, options.batch_size, tokens)
+    bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
+    model.train()
+    with stop_signals() as stop, bar:
+        while progress.step < total:
+            step = progress.step
+            meter.start()
+            epoch = step * options.batch_size / dataset_size
+            lr = learning_rate(step, total, epoch, options)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = torch.zeros((), device=device)
+            for micro in range(per_step):
+                meter.fetching()
+                batch = to_device(next(batches), device)
+                meter.fetched()
+                reseed(device, cfg.seed, "dropout", step, micro)
+                with autocast():
+                    part = training_loss(compiled(batch[0]), batch[1]) / per_step
+                scaler.scale(part).backward()
+                loss += part.detach()
+            scaler.unscale_(optimizer)
+            limit = options.grad_clip or math.inf
+            norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+            loss = loss.item()
+            overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
+            if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
+                raise NonFinite(_nonfinite(cfg, step, loss, norm, dataset_size, folder))
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            meter.stop()
+
+            progress.step = step + 1
+            progress.loss_sum += loss
+            progress.loss_steps += 1
+            last = progress.step == total
+            due = partial(_due, progress.step, last)
+            row = {}
+            if due(options.log_every):
+                row = {
+                    "train/loss": progress.loss_sum / progress.loss_steps,
+                    "train/lr": lr,
+                    "train/grad_norm": norm if math.isfinite(norm) else None,
+                }
+                progress.loss_sum, progress.loss_steps = 0.0, 0
+            if due(eval_every):
+                row |= assess()
+                log.info("step %d of %d: %s", progress.step, total, _brief(row))
+            if row:
+                record({"step": progress.step, **row})
+                times = meter.row(progress.step)
+                timing.append(times)
+                tracker.log(times)
+            bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+            bar.update()
+            if due(options.save_every) or stop.signum:
+                save()
+            if stop.signum and not last:
+                name = signal.Signals(stop.signum).name
+                text = f"{name}: saved at step {progress.step} of {total} in {folder.path}; "
+                raise Interrupted(stop.signum, text + "the same command continues")
+    best = {f"best/{key}": value for key, value in progress.best.items()}
+    samples = total * options.batch_size
+    return {"steps": total, "samples_seen": samples, **best, **meter.summary()}
+
+
+def total_steps(cfg: Config, dataset_size: int) -> int:
+    """Updates in the budget: trainer.max_steps or trainer.epochs, whichever ends first."""
+    options = cfg.trainer
+    steps = options.max_steps or math.inf
+    if options.epochs:
+        steps = min(steps, math.ceil(options.epochs * dataset_size / options.batch_size))
+    if options.warmup_steps > steps:
+        raise BadInput(
+            f"trainer.warmup_steps={options.warmup_steps}: must be at most the {steps} steps of "
+            f"trainer.epochs={options.epochs}"
+        )
+    return int(steps)
+
+
+def training_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over tokens (B, N, V) or images (B, C)."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+
+
+def precision(cfg: Config, device: torch.device):
+    """A factory of autocast contexts for trainer.precision."""
+    if cfg.trainer.precision == "fp32":
+        return contextlib.nullcontext
+    return partial(torch.autocast, device.type, DTYPE[cfg.trainer.precision])
+
+
+def resume(folder: RunFolder, model, optimizer, scaler, fingerprint: str) -> Progress:
+    """Load the newest checkpoint into model, optimizer and scaler; step 0 if there is none."""
+    state = checkpoint.load_newest(folder.checkpoints)
+    if state is None:
+        return Progress()
+    if state["data"] != fingerprint:
+        raise BadInput(
+            f"run folder {folder.path}: was trained on data {state['data']}, "
+            f"which is now {fingerprint}; restore the data or start in another folder"
+        )
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    scaler.load_state_dict(state["scaler"])
+    log.info("continuing %s from step %d", folder.path, state["step"])
+    return Progress(**{key: state[key] for key in vars(Progress())})
+
+
+class Selection:
+    """On which split and by which metric the best checkpoint is chosen."""
+
+    def __init__(self, cfg: Config, data):
+        self.data = data
+        self.split = cfg.trainer.select_on
+        prefix = "test" if self.split == "test" else "val"
+        if isinstance(data, TextData):
+            # the released code selects by its own variant of perplexity
+            name = "perplexity_overlap" if self.split == "test" else "loss"
+            self.key, self.sign = f"{prefix}/{name}", -1
+        else:
+            self.key, self.sign = f"{prefix}/accuracy", 1
+
+    def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
+        """Whether an evaluation beats the best one so far."""
+        return not best or self.sign * (row[self.key] - best[self.key]) > 0
+
+    def sample(self, device: torch.device) -> Tensor:
+        """A few inputs of the split, for diagnostics."""
+        dataset = self.data.evaluation(self.split)
+        count = min(4, len(dataset))
+        return dataset.__getitems__([(0, i) for i in range(count)])[0].to(device)
+
+
+@dataclass
+class Stop:
+    """Set by a signal; training ends at the next step boundary."""
+
+    signum: int = 0
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """Turn the first stop signal into a request; the second one acts at once."""
+    stop = Stop()
+
+    def request(signum, frame):
+        stop.signum = signum
+        for s in SIGNALS:
+            signal.signal(s, signal.SIG_DFL)
+
+    before = {s: signal.signal(s, request) for s in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _due(step: int, last: bool, every: int) -> bool:
+    return last or step % every == 0
+
+
+def _brief(row: dict[str, float]) -> str:
+    return ", ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None)
+
+
+def _nonfinite(cfg: Config, step: int, loss: float, norm: float, size: int, folder) -> str:
+    batch = cfg.trainer.batch_size
+    keys = Order(size, cfg.seed).keys(step * batch, (step + 1) * batch)
+    return (
+        f"step {step + 1}: loss {loss}, gradient norm {norm}; nothing was updated. "
+        f"Training samples of the batch: {[index for _, index in keys]}. "
+        f"The last good checkpoint is in {folder.checkpoints}"
+    )

@@ -1,0 +1,27 @@
+"""Train one model:  python train.py model=neural_d2 data=cifar100  (see README.md)."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+
+from attnlab.cli import guard, plain
+from attnlab.config import validate
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(composed) -> None:
+    cfg = validate(plain(composed))
+    from attnlab.run import (
+        run,  # torch is imported only after the configuration is known to be good
+    )
+
+    chosen = HydraConfig.get().run.dir
+    run(cfg, Path(cfg.folder if chosen == "." else chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(guard(main, CONFIGS))
