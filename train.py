@@ -14,10 +14,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def main(composed) -> None:
+    """One run; Hydra calls this once a job."""
     cfg = validate(plain(composed))
-    from attnlab.run import (
-        run,  # torch is imported only after the configuration is known to be good
-    )
+    # torch is imported only after the configuration is known to be good
+    from attnlab.run import run
 
     chosen = HydraConfig.get().run.dir
     run(cfg, Path(cfg.folder if chosen == "." else chosen))

@@ -1,7 +1,8 @@
-"""The command line around a run: every problem said at once before anything is touched, and exit codes.
+"""The command line around a run: every problem said at once before anything is touched, and exit
+codes.
 
-`check` composes the configuration (for a sweep, of every job) the way Hydra will and reports all that is wrong;
-only then does Hydra start the job, so bad input never leaves a folder behind.
+`check` composes the configuration (for a sweep, of every job) the way Hydra will and reports all
+that is wrong; only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Schema of the whole configuration: types, ranges and the checks across keys.
 
-Nothing here imports torch, so that a typing error is answered at once. `validate` turns what Hydra composed into
-a `Config` or raises `BadInput` with every problem found, one a line.
+Nothing here imports torch, so that a typing error is answered at once. `validate` turns what
+Hydra composed into a `Config` or raises `BadInput` with every problem found, one a line.
 """
 
 import difflib
@@ -251,7 +251,8 @@ TAGS = {"lm", "vit", "dot_product", "neural", "text", "image"}
 def validate(composed: dict[str, Any]) -> Config:
     """Check a composed configuration (a plain dict).
 
-    Errors: `BadInput` with one line a problem: key, value, what is allowed, the nearest valid name.
+    Errors: `BadInput` with one line a problem: key, value, what is allowed, the nearest valid
+    name.
     """
     try:
         return Config.model_validate(composed)

@@ -15,12 +15,13 @@ TOLERANCE = 1e-6
 
 @torch.no_grad()
 def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
-    """Share of rows with a constant score in every Neural Attention layer: attention/<layer>/dead_scorer.
+    """Share of rows with a constant score in every Neural Attention layer:
+    attention/<layer>/dead_scorer.
 
-    inputs: a batch as the model takes it. A row is one query of one head; its score is constant if
-    it differs by at most 1e-6 (relative to its size, at least 1) over the keys it sees. Such a row
-    attends uniformly; when all rows do because the last hidden units are ReLUs that never fire, the
-    score network has no gradient and stays dead.
+    inputs: a batch as the model takes it. A row is one query of one head; its score is constant
+    if it differs by at most 1e-6 (relative to its size, at least 1) over the keys it sees. Such
+    a row attends uniformly; when all rows do because the last hidden units are ReLUs that never
+    fire, the score network has no gradient and stays dead.
     """
     shares: dict[str, float] = {}
     handles = []
@@ -51,7 +52,7 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 
 
 def _constant_rows(scores: Tensor, causal: bool) -> Tensor:
-    """One boolean for each row of scores (B, H, N, N) that has at least two keys to choose from."""
+    """One boolean for each row of scores (B, H, N, N) that sees at least two keys."""
     low, high = scores.float(), scores.float()
     if causal:
         hidden = torch.ones(scores.shape[-2:], device=scores.device).triu(1).bool()
@@ -69,8 +70,8 @@ def warn_if_dead(shares: dict[str, float], step: int) -> None:
             layer = key.split("/")[1]
             log.warning(
                 "step %d: the score network of layer %s is dead: every row has a constant score, "
-                "so this layer averages all visible tokens and its score network gets no gradient. "
-                "Another seed, a wider model.hidden or another model.activation avoids it.",
+                "so this layer averages all visible tokens and its score network gets no "
+                "gradient. Another seed, model.activation or a wider model.hidden avoids it.",
                 step,
                 layer,
             )

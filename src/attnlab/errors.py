@@ -2,7 +2,9 @@
 
 
 class BadInput(ValueError):
-    """Something the user typed or supplied is wrong. One line a problem: what, where, what is allowed."""
+    """Something the user typed or supplied is wrong. One line a problem: what, where, what is
+    allowed.
+    """
 
     exit_code = 2
 

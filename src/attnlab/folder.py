@@ -1,4 +1,6 @@
-"""A run's folder: who may write to it, what belongs in it, and that it only ever holds one configuration."""
+"""A run's folder: who may write to it, what belongs in it, and that it only ever holds one
+configuration.
+"""
 
 import fcntl
 import json

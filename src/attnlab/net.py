@@ -9,7 +9,9 @@ HUB = "https://huggingface.co"
 
 
 def reachable(url: str, timeout: float = 3.0) -> bool:
-    """Whether the host of `url`, or the proxy for it, accepts a TCP connection within `timeout` s."""
+    """Whether the host of `url`, or the proxy for it, accepts a TCP connection within `timeout`
+    s.
+    """
     wanted = urlsplit(url)
     proxy = urllib.request.getproxies().get(wanted.scheme)
     target = urlsplit(proxy) if proxy else wanted

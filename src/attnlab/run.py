@@ -12,7 +12,7 @@ import torch
 from attnlab.config import Config
 from attnlab.data.loader import build_data
 from attnlab.data.text import TextData
-from attnlab.errors import BadInput
+from attnlab.device import choose_device
 from attnlab.folder import RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts
 from attnlab.tracking import Tracker
@@ -97,7 +97,9 @@ def build(cfg: Config, data) -> Transformer:
 
 
 def test(cfg: Config, data, model: torch.nn.Module, path: Path) -> dict[str, float]:
-    """Test metrics of the run's best checkpoint; for text, the unigram perplexity of the same tokens."""
+    """Test metrics of the run's best checkpoint; for text, the unigram perplexity of the same
+    tokens.
+    """
     device = next(model.parameters()).device
     best = checkpoint.load(path / "checkpoints" / "best.pt")
     model.load_state_dict(best["model"])
@@ -105,24 +107,3 @@ def test(cfg: Config, data, model: torch.nn.Module, path: Path) -> dict[str, flo
     if isinstance(data, TextData):
         metrics["test/unigram_perplexity"] = math.exp(data.unigram_loss("test"))
     return metrics
-
-
-def choose_device(cfg: Config) -> torch.device:
-    """The device of runtime.device, ready for deterministic work; auto prefers cuda, then cpu."""
-    name = cfg.runtime.device
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if name == "auto":
-        name = "cuda" if available["cuda"] else "cpu"
-    if not available[name]:
-        found = ", ".join(kind for kind, there in available.items() if there)
-        raise BadInput(f"runtime.device={name}: not available here; available: {found}")
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
-    if name == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-    return torch.device(name)

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of what they are for, so that no state has to survive a kill."""
+"""Random numbers as pure functions of what they are for, so that no state need survive a kill."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of metrics.jsonl and timing.jsonl; it can fail, training goes on."""
+"""Weights & Biases as a mirror of metrics.jsonl and timing.jsonl; training goes on without it."""
 
 import logging
 import netrc
@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 class Tracker:
     """One W&B run for one run folder: the same metric names, the configuration and the git state.
 
-    mode auto: online if an API key is configured and the server answers, offline otherwise. There is
-    never a login prompt. Offline runs lie in <folder>/wandb and go up with `wandb sync`.
+    mode auto: online if an API key is configured and the server answers, offline otherwise.
+    There is never a login prompt. Offline runs lie in <folder>/wandb and go up with `wandb
+    sync`.
     """
 
     def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any]):

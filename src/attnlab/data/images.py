@@ -133,10 +133,13 @@ def build_images(data: Image, seed: int, cache: Path) -> ImageData:
 
 def _decode(source: Rows, data: Image) -> dict[str, np.ndarray]:
     """All images of both splits as RGB arrays of one size."""
+    import datasets
+
     files = {}
     for split in ("train", "test"):
-        rows = source[split]
         try:
+            # files written without the hub's type information hold images as bytes
+            rows = source[split].cast_column(data.image_column, datasets.Image())
             images = [np.asarray(i.convert("RGB")) for i in rows[data.image_column]]
             files[f"{split}_pixels.npy"] = np.stack(images)
             files[f"{split}_labels.npy"] = np.array(rows[data.label_column], dtype=np.int64)
@@ -151,7 +154,9 @@ def _decode(source: Rows, data: Image) -> dict[str, np.ndarray]:
 
 
 def _digits() -> dict[str, np.ndarray]:
-    """scikit-learn's digits as 8 x 8 RGB; every fifth is for testing (the order mixes the classes)."""
+    """scikit-learn's digits as 8 x 8 RGB; every fifth is for testing (the order mixes the
+    classes).
+    """
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

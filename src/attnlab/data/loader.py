@@ -26,7 +26,8 @@ def build_data(cfg: Config) -> TextData | ImageData:
 
 
 class Order:
-    """Positions to (epoch, index): each epoch is a permutation of n samples that depends on its number and the seed.
+    """Positions to (epoch, index): each epoch is a permutation of n samples that depends on its
+    number and the seed.
 
     Batches run across the end of an epoch, so every sample is used exactly once an epoch.
     """
@@ -47,7 +48,9 @@ class Order:
 
 
 class MicroBatches:
-    """Keys of micro-batches `first` to `last` - 1 of a training run, as DataLoader's batch_sampler."""
+    """Keys of micro-batches `first` to `last` - 1 of a training run, as DataLoader's
+    batch_sampler.
+    """
 
     def __init__(self, order: Order, size: int, first: int, last: int):
         self.order, self.size, self.first, self.last = order, size, first, last
@@ -61,7 +64,9 @@ class MicroBatches:
 
 
 def train_loader(data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
-    """Micro-batches of steps `first` to `last` - 1, trainer.batch_size / micro_batch_size each step."""
+    """Micro-batches of steps `first` to `last` - 1, trainer.batch_size / micro_batch_size each
+    step.
+    """
     dataset, micro = data.train(), cfg.trainer.micro
     per_step = cfg.trainer.batch_size // micro
     order = Order(len(dataset), cfg.seed)
@@ -85,7 +90,7 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
         collate_fn=_whole,  # __getitems__ returns whole batches
         num_workers=workers,
         pin_memory=pin,
-        generator=torch.Generator(),  # otherwise creating the iterator draws a global random number
+        generator=torch.Generator(),  # else making the iterator draws a global random number
     )
 
 

@@ -1,6 +1,9 @@
-"""Rows in the hub's form, from the hub or from a local folder of the same form, read by `datasets`."""
+"""Rows in the hub's form, from the hub or from a local folder of the same form, read by
+`datasets`.
+"""
 
 import hashlib
+import logging
 from functools import cached_property
 from pathlib import Path
 
@@ -14,8 +17,9 @@ DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".md"}
 class Rows:
     """The splits of one data set.
 
-    path: hub id or local folder; config: the hub's configuration name; columns: those that must be there.
-    Errors: `BadInput` for a missing folder, split or column, a damaged file, an unreachable hub.
+    path: hub id or local folder; config: the hub's configuration name; columns: those that must
+    be there. Errors: `BadInput` for a missing folder, split or column, a damaged file, an
+    unreachable hub.
     """
 
     def __init__(self, data, columns: list[str], splits: list[str], cache: Path):
@@ -32,7 +36,9 @@ class Rows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever the content does: a hash of the local files, or of the hub's revision."""
+        """Changes whenever the content does: a hash of the local files, or of the hub's
+        revision.
+        """
         if not self.folder.is_dir():
             return "|".join(self._loaded[split]._fingerprint for split in self.splits)
         total = hashlib.sha256()
@@ -55,6 +61,7 @@ class Rows:
         import datasets  # 2 s: not for runs whose data is embedded or cached
 
         datasets.disable_progress_bars()
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its errors are raised as well
         # datasets' own cache goes by modification time; ours by content
         store = {"cache_dir": str(self.cache / f"rows-{self.fingerprint[:16]}")} if local else {}
         try:
@@ -87,7 +94,9 @@ class Rows:
                 raise BadInput(f"{self.where}: {file} ({size} bytes) is damaged: {why}") from None
 
     def _explain(self, error: Exception, local: bool) -> str:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        while error.__cause__ is not None:  # the reason is at the bottom
+            error = error.__cause__
+        text = " ".join(str(error).split())[:200] or repr(error)
         if local or "BuilderConfig" in text:
             return f"cannot be read as {self.data.name} in the hub's row form: {text}"
         return (

@@ -27,7 +27,8 @@ ENCODE_ROWS = 10_000  # rows tokenised at a time, so that WikiText-103 fits in m
 class TextData:
     """Token ids of each split, memory-mapped, with the words they came from.
 
-    words: words of each split, an end of row counting as one (so WikiText's test split has 245,570).
+    words: words of each split, an end of row counting as one (so WikiText's test split has
+    245,570).
     """
 
     tokens: dict[str, np.ndarray]
@@ -47,8 +48,8 @@ class TextData:
     def evaluation(self, split: str) -> "Blocks":
         """Windows of `block` targets every `stride` tokens; the last ends with the split.
 
-        Together the targets behind each window's first `overlap` score every token but the first of
-        the split once.
+        Together the targets behind each window's first `overlap` score every token but the first
+        of the split once.
         """
         last = len(self.tokens[split]) - 1 - self.block
         starts = np.append(np.arange(0, last, self.stride), last)
@@ -64,7 +65,9 @@ class TextData:
 
 @dataclass
 class Blocks:
-    """Windows into one array of tokens; item (inputs, targets, overlap), each (B, block) but overlap (B,)."""
+    """Windows into one array of tokens; item (inputs, targets, overlap), each (B, block) but
+    overlap (B,).
+    """
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -85,7 +88,8 @@ class Blocks:
 def build_text(data: Text, cache: Path) -> TextData:
     """The configured text, from the cache where its content and tokenizer were seen before.
 
-    Errors: `BadInput` for a missing or damaged source or tokenizer, or a split shorter than a block.
+    Errors: `BadInput` for a missing or damaged source or tokenizer, or a split shorter than a
+    block.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     source = PyDocs() if data.path is None else Rows(data, ["text"], list(SPLITS), cache)
@@ -140,17 +144,32 @@ def _tokenizer(data: Text, source):
 
 
 def _train_wordpiece(source, vocab_size: int):
-    """A cased WordPiece as BERT's, trained on the training split; deterministic."""
+    """A cased WordPiece as BERT's, trained on the training split; the same one every time.
+
+    The library's trainer numbers the continuing characters (##a) in an order that differs from
+    process to process, and breaks ties by number. So it runs twice: once to learn which there are,
+    once with their order given.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False
-    )
-    rows = (r.replace("<unk>", " ") for r in source["train"]["text"])
-    tokenizer.train_from_iterator(rows, trainer)
+    def bare(model):
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    def trained_vocab(first: list[str]) -> dict[str, int]:
+        tokenizer = bare(models.WordPiece(unk_token="[UNK]"))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=first, show_progress=False
+        )
+        rows = ((r or "").replace("<unk>", " ") for r in source["train"]["text"])
+        tokenizer.train_from_iterator(rows, trainer)
+        return tokenizer.get_vocab()
+
+    continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
+    tokenizer = bare(models.WordPiece(trained_vocab(SPECIAL + continuing), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(SPECIAL)
     return tokenizer
 
 
@@ -184,7 +203,9 @@ def _tokenise(source, tokenizer) -> dict:
 
 
 class PyDocs:
-    """The English language reference inside every CPython; whole topics, a tenth each, are held out."""
+    """The English language reference inside every CPython; whole topics, a tenth each, are held
+    out.
+    """
 
     where = "data=pydocs"
 

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 def sinusoid(tokens: int, width: int) -> Tensor:
-    """Textbook table (arXiv 1706.03762, section 3.5): (tokens, width), sin and cos of one frequency side by side."""
+    """Textbook table (arXiv 1706.03762, section 3.5): (tokens, width), sin and cos of one
+    frequency side by side.
+    """
     position = torch.arange(tokens, dtype=torch.float64)[:, None]
     frequency = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * -math.log(1e4) / width)
     angles = position * frequency
@@ -15,9 +17,11 @@ def sinusoid(tokens: int, width: int) -> Tensor:
 
 
 def sinusoid_released(tokens: int, width: int) -> Tensor:
-    """The released code's table: even entry i has sin at exponent 2i/width, odd i has cos at (2i + 1)/width.
+    """The released code's table: even entry i has sin at exponent 2i/width, odd i has cos at (2i
+    + 1)/width.
 
-    i counts entries where the textbook counts pairs, so frequencies fall twice as fast and sin and cos are no pairs.
+    i counts entries where the textbook counts pairs, so frequencies fall twice as fast and sin
+    and cos are no pairs.
     """
     position = torch.arange(tokens, dtype=torch.float64)[:, None]
     even = torch.arange(0, width, 2, dtype=torch.float64)
@@ -29,8 +33,9 @@ def sinusoid_released(tokens: int, width: int) -> Tensor:
 class Positions(nn.Module):
     """x -> residual * x + dropout(scale * x + P), x (B, N, width).
 
-    kind: sinusoidal, sinusoidal_released, learned or none; scale: sqrt(width) or 1 (arch.embedding_scale);
-    residual: arch.embedding_residual, 0 in the textbook; the released code adds x once or twice more.
+    kind: sinusoidal, sinusoidal_released, learned or none; scale: sqrt(width) or 1
+    (arch.embedding_scale); residual: arch.embedding_residual, 0 in the textbook; the released
+    code adds x once or twice more.
     """
 
     def __init__(self, arch, tokens: int):

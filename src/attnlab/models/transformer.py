@@ -1,7 +1,9 @@
-"""One transformer block, and the two bodies of arXiv 2502.17206 made of it: a causal language model and a ViT.
+"""One transformer block, and the two bodies of arXiv 2502.17206 made of it: a causal language
+model and a ViT.
 
-Shapes: B batch, N tokens, W width, V vocabulary, C classes. The mechanism of each layer is the only thing that
-differs between the arms of a comparison; with one seed, all other parameters start at the same values in all arms.
+Shapes: B batch, N tokens, W width, V vocabulary, C classes. The mechanism of each layer is the
+only thing that differs between the arms of a comparison; with one seed, all other parameters
+start at the same values in all arms.
 """
 
 import torch
@@ -16,7 +18,7 @@ FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class SelfAttention(nn.Module):
-    """Projections to queries, keys and values (no bias), the mechanism, and the projection back."""
+    """Projections to queries, keys, values (no bias), the mechanism, and the projection back."""
 
     def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
         super().__init__()
@@ -36,7 +38,9 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm: post or pre)."""
+    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm:
+    post or pre).
+    """
 
     def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
         super().__init__()
@@ -63,9 +67,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token or patch embedding, positions, a stack of blocks, LayerNorm and an output layer of its own.
+    """Token or patch embedding, positions, a stack of blocks, LayerNorm and an output layer of
+    its own.
 
-    inputs: vocabulary (lm) or values per patch (vit); outputs: vocabulary or classes; tokens: the longest sequence.
+    inputs: vocabulary (lm) or values per patch (vit); outputs: vocabulary or classes; tokens:
+    the longest sequence.
     """
 
     def __init__(self, cfg: Config, inputs: int, outputs: int, tokens: int):
@@ -125,7 +131,8 @@ def build_mechanism(cfg: Config, layer: int) -> nn.Module:
 
 
 def build_model(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer:
-    """The configured model with initial values that depend only on cfg.seed and each module's name.
+    """The configured model with initial values that depend only on cfg.seed and each module's
+    name.
 
     So parameters that two arms share are equal bit for bit, whatever else the arms contain.
     """

@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there: written beside, verified, renamed; damage is always noticed.
+"""Checkpoints that are whole or not there: written beside, verified, renamed; damage is always
+noticed.
 
-A file is what torch.save writes, an ordinary zip archive, with its sha256 as the archive's comment:
-`torch.load` reads it anywhere, and `load` here refuses it if a single bit has changed.
+A file is what torch.save writes, an ordinary zip archive, with its sha256 as the archive's
+comment: `torch.load` reads it anywhere, and `load` here refuses it if a single bit has changed.
 """
 
 import hashlib
@@ -52,7 +53,9 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """Write last.pt; the one before it stays as previous.pt, and goes only when this one is safe."""
+    """Write last.pt; the one before it stays as previous.pt, and goes only when this one is
+    safe.
+    """
     new = folder / "next.pt"
     write_atomic(new, dump(state))
     load(new)

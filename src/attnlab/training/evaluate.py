@@ -21,9 +21,9 @@ def evaluate(model: nn.Module, data, split: str, batch_size: int, autocast) -> d
 
     Text: loss (nats per token, each token but the split's first scored once, with up to
     data.sequence_length tokens of context), perplexity = exp(loss), word_perplexity = exp(total
-    loss / words), and perplexity_overlap, the released code's variant: exp of the mean over windows
-    of their mean loss, tokens in the overlap counted in each window they are in.
-    Images: loss (nats per image), accuracy (share from 0 to 1).
+    loss / words), and perplexity_overlap, the released code's variant: exp of the mean over
+    windows of their mean loss, tokens in the overlap counted in each window they are in. Images:
+    loss (nats per image), accuracy (share from 0 to 1).
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -50,7 +50,9 @@ def evaluate(model: nn.Module, data, split: str, batch_size: int, autocast) -> d
 
 
 def _text_sums(logits: Tensor, targets: Tensor, overlap: Tensor) -> Tensor:
-    """Loss of targets scored for the first time, their number, and the windows' mean losses summed."""
+    """Loss of targets scored for the first time, their number, and the windows' mean losses
+    summed.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     losses = losses.view_as(targets).double()
     fresh = torch.arange(targets.shape[1], device=targets.device) >= overlap[:, None]

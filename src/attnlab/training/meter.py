@@ -1,5 +1,8 @@
-"""Time and memory of training steps: windowed, synchronised, without warm-up, evaluation and saving."""
+"""Time and memory of training steps: windowed, synchronised, without warm-up, evaluation and
+saving.
+"""
 
+import contextlib
 import resource
 import statistics
 import sys
@@ -13,7 +16,9 @@ WARM_UP = 5  # first steps of a process: allocation, compilation
 
 
 class Meter:
-    """Call `start` before and `stop` after each step; `samples` and `tokens` are those of one step."""
+    """Call `start` before and `stop` after each step; `samples` and `tokens` are those of one
+    step.
+    """
 
     def __init__(self, device: torch.device, samples: int, tokens: int):
         self.device, self.samples, self.tokens = device, samples, tokens
@@ -81,10 +86,8 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
-        try:
+        with contextlib.suppress(OSError):  # where forbidden, the peak includes start-up
             Path("/proc/self/clear_refs").write_text("5")
-        except OSError:  # some containers forbid it; the peak then includes start-up
-            pass
 
 
 def peak_memory_mib(device: torch.device) -> float:

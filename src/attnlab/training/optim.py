@@ -1,4 +1,6 @@
-"""AdamW with weight decay where the released code has it, and the learning rate as a function of step."""
+"""AdamW with weight decay where the released code has it, and the learning rate as a function of
+step.
+"""
 
 import math
 
@@ -22,9 +24,11 @@ def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, total: int, epoch: float, options: Trainer) -> float:
-    """The learning rate of update `step` (0 is the first) of `total`, `epoch` epochs into training.
+    """The learning rate of update `step` (0 is the first) of `total`, `epoch` epochs into
+    training.
 
-    Linear warm-up to trainer.lr, then constant, dropped by a factor at given epochs, or a cosine to 0.
+    Linear warm-up to trainer.lr, then constant, dropped by a factor at given epochs, or a cosine
+    to 0.
     """
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps

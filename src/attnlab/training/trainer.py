@@ -1,8 +1,8 @@
 """The training loop, top to bottom.
 
-What makes it exact: the order of samples, their augmentation, the learning rate and every micro-step's
-random numbers are pure functions of (seed, step). A checkpoint therefore needs no random state, and
-evaluation, logging, saving and the number of workers cannot change a run.
+What makes it exact: the order of samples, their augmentation, the learning rate and every micro-
+step's random numbers are pure functions of (seed, step). A checkpoint therefore needs no random
+state, and evaluation, logging, saving and the number of workers cannot change a run.
 """
 
 import contextlib
@@ -54,9 +54,9 @@ def fit(
 ) -> dict[str, Any]:
     """Train to the end of the budget, from the newest checkpoint if there is one.
 
-    Returns best/* metrics, steps, samples seen and the timing summary; best.pt holds the weights of
-    the best evaluation. Errors: `NonFinite` before an update with a loss or gradient that is not
-    finite, `Interrupted` after a signal and a save.
+    Returns best/* metrics, steps, samples seen and the timing summary; best.pt holds the weights
+    of the best evaluation. Errors: `NonFinite` before an update with a loss or gradient that is
+    not finite, `Interrupted` after a signal and a save.
     """
     options, device = cfg.trainer, next(model.parameters()).device
     dataset_size = len(data.train())

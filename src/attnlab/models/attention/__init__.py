@@ -1,4 +1,6 @@
-"""Attention mechanisms, one file each. A new one needs its file, a line in ATTENTION and a YAML in configs/model."""
+"""Attention mechanisms, one file each. A new one needs its file, a line in ATTENTION and a YAML
+in configs/model.
+"""
 
 from attnlab.models.attention.base import Attention
 from attnlab.models.attention.dot import DotProductAttention

@@ -1,6 +1,7 @@
 """What every attention mechanism is: per-head queries, keys and values in, mixed values out.
 
-Shapes here and in the mechanisms: B batch, H heads, N tokens, D head width, P = d' projected width.
+Shapes here and in the mechanisms: B batch, H heads, N tokens, D head width, P = d' projected
+width.
 """
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """The part in which the arms of a comparison differ; projections to Q, K, V and back belong to the block."""
+    """The part in which the arms of a comparison differ; projections to Q, K, V and back belong
+    to the block.
+    """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """Mix values by attention weights.

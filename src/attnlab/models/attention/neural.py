@@ -4,8 +4,9 @@
     A_ij = w_a^T sigma(W_h [Q'_i; K'_j] + b_h) + b_a    (eqs 7-9)
     softmax(A / sqrt(D)) V                       (eq 10)
 
-W_h [Q'_i; K'_j] = W_hq Q'_i + W_hk K'_j exactly, so the first layer is computed once per token and summed per pair;
-the N x N x 2P tensor of eq 7 never exists. This file is the reference that fast paths are checked against.
+W_h [Q'_i; K'_j] = W_hq Q'_i + W_hk K'_j exactly, so the first layer is computed once per token
+and summed per pair; the N x N x 2P tensor of eq 7 never exists. This file is the reference that
+fast paths are checked against.
 """
 
 import math
@@ -45,6 +46,9 @@ class HeadLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, N, inputs) -> (B, H, N, outputs)."""
+        if len(self.weight) == 1:  # one matrix product for all heads
+            bias = None if self.bias is None else self.bias[0, 0]
+            return nn.functional.linear(x, self.weight[0], bias)
         y = x @ self.weight.mT
         return y if self.bias is None else y + self.bias
 
@@ -79,9 +83,8 @@ class NeuralAttention(Attention):
         c = k @ w_k.mT
         y = a.unsqueeze(-2) + c.unsqueeze(-3)  # (B, H, N, N, h)
         for layer in rest:
-            weight = layer.weight[:, None, None]  # (groups, 1, 1, outputs, inputs), over all pairs
             y = self.activation(y)
-            y = (weight @ y.unsqueeze(-1)).squeeze(-1) + layer.bias[:, None]
+            y = layer(y.flatten(2, 3)).unflatten(2, y.shape[2:4])
         return y.squeeze(-1)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:

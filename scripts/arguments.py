@@ -1,0 +1,71 @@
+"""key=value arguments for the scripts, typed by the signature of their main function."""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnlab.cli import FAILURES, load, report
+from attnlab.config import Config, nearest
+from attnlab.errors import BadInput
+
+
+@dataclass
+class Run:
+    """A run folder named on the command line."""
+
+    path: Path
+
+    def config(self, device: str) -> Config:
+        """The run's configuration, on another device if asked for."""
+        cfg = load(self.path)
+        if device not in ("auto", "cpu", "cuda", "mps"):
+            raise BadInput(f"device={device}: must be auto, cpu, cuda or mps")
+        cfg.runtime.device = device
+        return cfg
+
+
+def main_with(main: Callable) -> int:
+    """Call `main` with the command line's key=value pairs and return the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(sys.modules[main.__module__].__doc__ + "\n" + _usage(main))
+        return 0
+    try:
+        main(**parse(main, sys.argv[1:]))
+    except FAILURES as failure:
+        return report(failure)
+    return 0
+
+
+def parse(main: Callable, words: list[str]) -> dict:
+    """key=value words as keyword arguments. Errors: `BadInput` naming the key and what is
+    allowed.
+    """
+    parameters = inspect.signature(main).parameters
+    given = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in parameters:
+            raise BadInput(
+                f"{word}: unknown argument{nearest(key, list(parameters))}\n{_usage(main)}"
+            )
+        kind = Run if key == "run" else parameters[key].annotation
+        try:
+            given[key] = Run(Path(value)) if kind is Run else kind(value)
+        except ValueError:
+            raise BadInput(f"{word}: must be {kind.__name__}") from None
+    for key, parameter in parameters.items():
+        if key not in given and parameter.default is parameter.empty:
+            raise BadInput(f"{key}=: missing\n{_usage(main)}")
+    return given
+
+
+def _usage(main: Callable) -> str:
+    parts = [
+        f"{k}=<{k}>" if p.default is p.empty else f"[{k}={p.default}]"
+        for k, p in inspect.signature(main).parameters.items()
+    ]
+    return "arguments: " + " ".join(parts)

@@ -1,0 +1,28 @@
+"""Repeat a run's test metrics from its folder alone:  python scripts/evaluate.py run=<folder>."""
+
+import json
+import sys
+
+from arguments import main_with
+
+
+def main(run, device: str = "auto") -> None:
+    """Print each test metric, the value in result.json, and whether they are the same number."""
+    from attnlab import run as program
+    from attnlab.data.loader import build_data
+    from attnlab.device import choose_device
+
+    cfg = run.config(device)
+    model_device = choose_device(cfg)
+    data = build_data(cfg)
+    model = program.build(cfg, data).to(model_device)
+    metrics = program.test(cfg, data, model, run.path)
+    file = run.path / "result.json"
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    for key, value in metrics.items():
+        then = stored.get(key, "not recorded")
+        print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main_with(main))

@@ -1,0 +1,26 @@
+"""Text from a trained language model:  python scripts/generate.py run=<folder> prompt="..."."""
+
+import sys
+
+from arguments import main_with
+
+
+def main(
+    run,
+    prompt: str,
+    tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Print the prompt continued by `tokens` tokens; temperature=0 always takes the likeliest."""
+    from attnlab.device import choose_device
+    from attnlab.generate import generate
+
+    cfg = run.config(device)
+    print(generate(cfg, run.path, prompt, tokens, temperature, top_k, seed, choose_device(cfg)))
+
+
+if __name__ == "__main__":
+    sys.exit(main_with(main))

@@ -1,0 +1,76 @@
+"""Text from a trained language model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from attnlab.config import Config
+from attnlab.errors import BadInput
+from attnlab.models.transformer import build_model
+from attnlab.training import checkpoint
+
+
+@torch.no_grad()
+def generate(
+    cfg: Config,
+    folder: Path,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    device: torch.device,
+) -> str:
+    """`prompt` continued by `tokens` sampled tokens, by the best checkpoint of the run in
+    `folder`.
+
+    temperature >= 0 divides the logits (0: the likeliest token); top_k >= 1 keeps so many. The
+    model sees at most the last data.sequence_length tokens. Errors: `BadInput`.
+    """
+    from tokenizers import Tokenizer
+
+    if cfg.data.kind != "text":
+        raise BadInput(f"run={folder}: is not a language model (data={cfg.data.name})")
+    for name, value, least in (
+        ("tokens", tokens, 0),
+        ("temperature", temperature, 0),
+        ("top_k", top_k, 1),
+    ):
+        if not value >= least:
+            raise BadInput(f"{name}={value}: must be at least {least}")
+    best = folder / "checkpoints" / "best.pt"
+    if not best.is_file():
+        raise BadInput(f"run={folder}: has no best.pt; it was never evaluated")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if not ids:
+        raise BadInput(f"prompt={prompt!r}: must hold at least one token")
+    vocab, block = tokenizer.get_vocab_size(), cfg.data.sequence_length
+    model = build_model(cfg, vocab, vocab, block).to(device).eval()
+    model.load_state_dict(checkpoint.load(best)["model"])
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(tokens):
+        window = torch.tensor(ids[-block:], device=device)[None]
+        ids.append(sample(model(window)[0, -1].float().cpu(), temperature, top_k, generator))
+    return detokenize(tokenizer, ids)
+
+
+def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
+    """One token id from logits (V,)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    best = logits.topk(min(top_k, len(logits)))
+    weights = torch.softmax(best.values / temperature, dim=-1)
+    return int(best.indices[torch.multinomial(weights, 1, generator=generator)])
+
+
+def detokenize(tokenizer, ids: list[int]) -> str:
+    """Text of token ids, word pieces joined and [SEP] as the line break it stands for."""
+    words: list[str] = []
+    for token in (tokenizer.id_to_token(i) for i in ids):
+        if token.startswith("##") and words:
+            words[-1] += token[2:]
+        else:
+            words.append("\n" if token == "[SEP]" else token)
+    return " ".join(words).replace(" \n ", "\n")

@@ -1,0 +1,130 @@
+"""Shared by all tests: configurations as shipped, runs through train.py, small data in the hub's row form."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attnlab import cli
+from attnlab.config import Config, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def config(*overrides: str) -> Config:
+    """What `python train.py <overrides>` would run."""
+    return validate(cli.plain(cli._compose(list(overrides), CONFIGS)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    """Prepared data, shared by all tests of a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def start(tmp_path, cache):
+    """Start train.py as a process in an empty folder; returns its Popen."""
+
+    def popen(*overrides: str, script: str = "train.py", **env: str) -> subprocess.Popen:
+        fixed = [f"runtime.cache={cache}", "logger=none"] if script == "train.py" else []
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / script), *overrides, *fixed],
+            cwd=tmp_path,
+            env={**kept, "HOME": str(tmp_path), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return popen
+
+
+@pytest.fixture
+def train(start):
+    """Run train.py to its end; returns (exit code, stdout, stderr)."""
+
+    def run(*overrides: str, **options: str) -> tuple[int, str, str]:
+        process = start(*overrides, **options)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return run
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def text_rows(tmp_path_factory) -> Path:
+    """A data set in the row form of the hub's wikitext: three splits, one column."""
+    folder = tmp_path_factory.mktemp("wikitext")
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(50)] + ["<unk>"]
+
+    def rows(n: int) -> list[str]:
+        return ["", *(" " + " ".join(rng.choice(words, 12)) + " \n" for _ in range(n))]
+
+    write_rows(
+        folder,
+        "wikitext-2-v1",
+        {split: {"text": rows(n)} for split, n in SIZES["text"].items()},
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_rows(tmp_path_factory) -> Path:
+    """A data set in the row form of the hub's cifar10: PNG images and labels."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("cifar10")
+    rng = np.random.default_rng(0)
+
+    def png() -> dict:
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    splits = {
+        split: {"img": [png() for _ in range(n)], "label": [i % 10 for i in range(n)]}
+        for split, n in SIZES["image"].items()
+    }
+    write_rows(folder, "plain_text", splits)
+    return folder
+
+
+SIZES = {
+    "text": {"train": 400, "validation": 60, "test": 60},
+    "image": {"train": 120, "test": 40},
+}
+
+
+def write_rows(folder: Path, config_name: str, splits: dict[str, dict]) -> None:
+    """Parquet files and the README that names them, as on the hub."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / config_name).mkdir(parents=True)
+    listed = []
+    for split, columns in splits.items():
+        table = pa.table(columns)
+        pq.write_table(table, folder / config_name / f"{split}-00000-of-00001.parquet")
+        listed.append(f"  - {{split: {split}, path: {config_name}/{split}-*}}")
+    head = ["---", "configs:", f"- config_name: {config_name}", "  data_files:", *listed, "---"]
+    (folder / "README.md").write_text("\n".join(head) + "\n")

@@ -1,0 +1,96 @@
+"""Bad input stops at once with one line a problem; a configuration always gets the same folder."""
+
+import itertools
+
+import pytest
+from conftest import CONFIGS, config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnlab import cli
+from attnlab.config import known_keys, unknown_key
+from attnlab.errors import BadInput
+
+DATA = [p.stem for p in (CONFIGS / "data").glob("*.yaml")]
+MODELS = [p.stem for p in (CONFIGS / "model").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini", "smoke"])
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_every_shipped_combination_is_valid(scale, protocol):
+    for data, model in itertools.product(DATA, MODELS):
+        cfg = config(f"data={data}", f"model={model}", f"scale={scale}", f"protocol={protocol}")
+        assert (cfg.scale, cfg.protocol, cfg.data.name, cfg.model.name) == (
+            *(scale, protocol),
+            *(data, model),
+        )
+
+
+BAD = [
+    ("model=nueral_d2", "model=nueral_d2: unknown model; did you mean neural_d2?"),
+    ("data=cifar", "did you mean cifar10?"),
+    ("model.dprim=2", "model.dprim: unknown key; did you mean model.d_prime?"),
+    ("+model.dprim=2", "model.dprim: unknown key; did you mean model.d_prime?"),
+    ("lr=3", "lr: unknown key; did you mean trainer.lr?"),
+    ("model.d_prime=0", "model.d_prime=0: must be greater than or equal to 1"),
+    ("model.d_prime=1.5", "model.d_prime=1.5: must be a valid integer"),
+    ("model.d_prime=33", "must be at most the head width arch.width / arch.heads = 32"),
+    ("model.hidden=[]", "model.hidden=[]: List should have at least 1 item"),
+    ("model.hidden=[4,0]", "model.hidden.1=0: must be greater than or equal to 1"),
+    ("model.neural_layers=[4]", "arch.layers=4 allows 0 to 3, or all"),
+    ("model.activation=rleu", "did you mean relu?"),
+    ("arch.heads=7", "arch.width=128: must be a multiple of arch.heads=7"),
+    ("arch.layers=true", "arch.layers=True: must be a valid integer"),
+    ("trainer.lr=-1", "trainer.lr=-1: must be greater than 0"),
+    ("trainer.lr=nan", "trainer.lr=nan: must be a finite number"),
+    ("trainer.lr=abc", "trainer.lr=abc: must be a valid number"),
+    ("trainer.micro_batch_size=3", "must be a multiple of trainer.micro_batch_size=3"),
+    ("trainer.warmup_steps=9999", "must be at most trainer.max_steps=600"),
+    ("seed=", "seed=: must be a valid integer"),
+    ("seed=0,1", "add -m for a sweep"),
+    ("data.path=somewhere", "data=pydocs is embedded and takes no path"),
+    ("data.eval_stride=4096", "must be at most data.sequence_length=128"),
+    ("data=digits arch.patch_size=3", "must be a multiple of arch.patch_size=3"),
+    ("data=digits data.validation_size=0", "needs held-out images"),
+    ("model=dot_product model.d_prime=3", "model.d_prime: unknown key for this choice of model"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD)
+def test_bad_override_is_one_clear_line(overrides, message):
+    with pytest.raises(BadInput) as error:
+        cli.check(overrides.split(), CONFIGS)
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_problems_at_once_and_nothing_touched(train, tmp_path):
+    code, out, err = train("model=nueral_d2", "seed=-1", "model.dprim=3", "hydra.run.dir=here")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 3 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
+    code, _, err = train("-m", "model=dot_product,neural_d2", "seed=0,-1", "scale=smoke")
+    assert code == 2 and err.splitlines() == ["error: seed=-1: must be greater than or equal to 0"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_same_configuration_same_folder():
+    base = config()
+    for same in ("runtime.workers=3", "logger=none", "runtime.device=cpu"):
+        assert config(same).folder == base.folder
+    others = ["seed=1", "trainer.lr=0.1", "model=dot_product", "protocol=released", "scale=smoke"]
+    assert len({config(o).folder for o in others} | {base.folder}) == len(others) + 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(known_keys())), st.data())
+def test_a_misspelt_key_is_told_a_right_name(key, data):
+    """One letter dropped: the message names a key that exists."""
+    at = data.draw(st.integers(0, len(key) - 1))
+    wrong = key[:at] + key[at + 1 :]
+    if wrong:
+        named = unknown_key(wrong).split("did you mean ")
+        assert wrong in known_keys() or named[1].removesuffix("?") in known_keys()

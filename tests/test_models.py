@@ -1,0 +1,127 @@
+"""The two bodies: published sizes, equal arms, positions, and every switch between paper and code."""
+
+import math
+
+import pytest
+import torch
+from conftest import config
+
+from attnlab.models.positions import Positions, sinusoid, sinusoid_released
+from attnlab.models.transformer import build_model, parameter_counts
+
+NEURAL = ("neural_full", "neural_d16", "neural_d2")
+
+
+def test_parameter_counts_of_the_released_language_models():
+    """arXiv 2502.17206's code: 46.53 M for the baseline, 275 more at d' = 2, 2,753 at d' = 16."""
+    count = {}
+    for model in ("dot_product", "neural_d2", "neural_d16"):
+        cfg = config(f"model={model}", "data=wikitext103", "scale=paper", "protocol=released")
+        with torch.device("meta"):
+            count[model] = parameter_counts(_bare(cfg, 28996, 28996, 1024))["params"]
+    assert round(count["dot_product"] / 1e6, 2) == 46.53
+    assert count["neural_d2"] - count["dot_product"] == 275
+    assert count["neural_d16"] - count["dot_product"] == 2753
+
+
+def _bare(cfg, *sizes):
+    from attnlab.models.transformer import Transformer
+
+    return Transformer(cfg, *sizes)
+
+
+def test_paper_sizes():
+    vit = config("model=neural_d2", "data=cifar100")
+    assert (vit.arch.layers, vit.arch.heads, vit.arch.width, vit.arch.patch_size) == (12, 8, 768, 8)
+    assert (vit.data.image_size // vit.arch.patch_size) ** 2 + 1 == 785
+    assert (vit.trainer.batch_size, vit.trainer.epochs) == (32, 350)
+    lm = config("model=neural_d2", "data=wikitext103")
+    assert (lm.arch.layers, lm.arch.heads, lm.arch.width) == (8, 8, 512)
+    assert (lm.data.sequence_length, lm.trainer.batch_size) == (1024, 16)
+    assert (lm.trainer.max_steps, lm.trainer.eval_every) == (1_000_000, 10_000)
+    assert (lm.model.d_prime, lm.model.hidden, lm.model.neural_layers) == (2, [4], [0])
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+@pytest.mark.parametrize("model", NEURAL)
+@pytest.mark.parametrize("layers", ["[0]", "all"])
+def test_arms_start_equal_but_for_attention(data, model, layers):
+    """Same seed: every parameter the arms share is equal bit for bit; only mechanisms differ."""
+    sizes = (300, 300, 64) if data == "pydocs" else (48, 10, 17)
+    common = [f"data={data}", "scale=smoke", "seed=5"]
+    baseline = build_model(config("model=dot_product", *common), *sizes).state_dict()
+    arm = build_model(
+        config(f"model={model}", f"model.neural_layers={layers}", *common), *sizes
+    ).state_dict()
+    assert baseline.keys() <= arm.keys()
+    assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
+    extra = arm.keys() - baseline.keys()
+    assert extra and all(".mechanism." in key for key in extra)
+
+
+def test_another_seed_is_another_start():
+    one, two = (
+        build_model(config("scale=smoke", f"seed={seed}"), 300, 300, 64) for seed in (0, 1)
+    )
+    assert not torch.equal(one.head.weight, two.head.weight)
+    assert not torch.equal(one.blocks[0].ffn[0].weight, one.blocks[1].ffn[0].weight)
+
+
+def test_released_switches():
+    """Every model switch under 'what the released code does instead'."""
+    lm = config("data=wikitext103", "model=neural_d2", "protocol=released")
+    assert lm.model.hidden == [2, 1] and not lm.model.score_scale and lm.model.projection_bias
+    assert lm.arch.positions == "sinusoidal_released" and lm.trainer.select_on == "test"
+    assert lm.arch.embedding_residual == 2  # the arms of the released code differ here
+    baseline = config("data=wikitext103", "model=dot_product", "protocol=released")
+    assert baseline.arch.embedding_residual == 1
+    d16 = config("data=wikitext103", "model=neural_d16", "protocol=released")
+    assert d16.model.hidden == [16, 8]
+    vit = config("data=cifar10", "model=neural_d2", "protocol=released")
+    assert vit.model.d_prime == 3 and vit.arch.embedding_residual == 1
+    assert vit.data.validation_size == 0 and vit.trainer.select_on == "test"
+    paper = config("data=cifar10", "model=neural_d2")
+    assert paper.model.d_prime == 2 and paper.data.validation_size == 5000
+    assert paper.model.score_scale and not paper.model.projection_bias
+    assert paper.arch.positions == "sinusoidal" and paper.arch.embedding_residual == 0
+
+
+def test_sinusoids_entry_by_entry():
+    textbook, released = sinusoid(50, 8), sinusoid_released(50, 8)
+    for position in (0, 1, 49):
+        for i in range(0, 8, 2):
+            angle = position / 10000 ** (i / 8)
+            assert textbook[position, i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+            assert textbook[position, i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+            sine = math.sin(position / 10000 ** (2 * i / 8))
+            cosine = math.cos(position / 10000 ** ((2 * i + 1) / 8))
+            assert released[position, i].item() == pytest.approx(sine, abs=1e-6)
+            assert released[position, i + 1].item() == pytest.approx(cosine, abs=1e-6)
+
+
+@pytest.mark.parametrize("residual", [0, 1, 2])
+def test_how_positions_are_added(residual):
+    cfg = config("scale=smoke", f"arch.embedding_residual={residual}", "arch.dropout=0.0")
+    x = torch.randn(2, 5, 32)
+    expected = residual * x + math.sqrt(32) * x + sinusoid(5, 32)
+    torch.testing.assert_close(Positions(cfg.arch, 64)(x), expected)
+
+
+def test_patches_keep_pixels_in_reading_order():
+    cfg = config("data=digits", "scale=smoke")
+    model = build_model(cfg, 48, 10, 17)
+    image = torch.arange(16 * 16).float().reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    patches = model.patches(image)
+    assert patches.shape == (1, 16, 48)
+    assert patches[0, 1, :4].tolist() == [4, 5, 6, 7]
+    assert patches[0, 4, 0] == 4 * 16
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_language_model_sees_no_later_token(norm):
+    cfg = config("scale=smoke", "model.neural_layers=all", f"arch.norm={norm}")
+    model = build_model(cfg, 300, 300, 64).eval()
+    ids = torch.randint(0, 300, (2, 20))
+    later = ids.clone()
+    later[:, 11:] = 7
+    assert torch.equal(model(ids)[:, :11], model(later)[:, :11])
