@@ -1,12 +1,11 @@
 """Train one model:  python train.py model=neural_d2 data=cifar100  (see README.md)."""
 
-import sys
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from attnlab.cli import guard, plain
+from attnlab.cli import exit_on_failure, guard, plain
 from attnlab.config import validate
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -20,8 +19,9 @@ def main(composed) -> None:
     from attnlab.run import run
 
     chosen = HydraConfig.get().run.dir
-    run(cfg, Path(cfg.folder if chosen == "." else chosen))
+    with exit_on_failure():
+        run(cfg, Path(cfg.folder if chosen == "." else chosen))
 
 
 if __name__ == "__main__":
-    sys.exit(guard(main, CONFIGS))
+    guard(main, CONFIGS)

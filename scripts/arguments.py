@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.cli import FAILURES, load, report
+from attnlab.cli import exit_on_failure, load
 from attnlab.config import Config, nearest
 from attnlab.errors import BadInput
 
@@ -27,17 +27,14 @@ class Run:
         return cfg
 
 
-def main_with(main: Callable) -> int:
-    """Call `main` with the command line's key=value pairs and return the exit code."""
+def main_with(main: Callable) -> None:
+    """Call `main` with the command line's key=value pairs."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules[main.__module__].__doc__ + "\n" + _usage(main))
-        return 0
-    try:
+        return
+    with exit_on_failure():
         main(**parse(main, sys.argv[1:]))
-    except FAILURES as failure:
-        return report(failure)
-    return 0
 
 
 def parse(main: Callable, words: list[str]) -> dict:

@@ -1,7 +1,6 @@
 """Repeat a run's test metrics from its folder alone:  python scripts/evaluate.py run=<folder>."""
 
 import json
-import sys
 
 from arguments import main_with
 
@@ -25,4 +24,4 @@ def main(run, device: str = "auto") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_with(main))
+    main_with(main)

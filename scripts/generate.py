@@ -1,7 +1,5 @@
 """Text from a trained language model:  python scripts/generate.py run=<folder> prompt="..."."""
 
-import sys
-
 from arguments import main_with
 
 
@@ -23,4 +21,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(main_with(main))
+    main_with(main)

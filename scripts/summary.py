@@ -1,6 +1,5 @@
 """All runs below a folder in one Markdown table:  python scripts/summary.py runs=outputs."""
 
-import sys
 from pathlib import Path
 
 from arguments import main_with
@@ -16,4 +15,4 @@ def main(runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main_with(main))
+    main_with(main)

@@ -1,4 +1,6 @@
-"""Shared by all tests: configurations as shipped, runs through train.py, small data in the hub's row form."""
+"""Shared by all tests: configurations as shipped, runs through train.py, small data in the hub's
+row form.
+"""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Neural Attention against a literal Algorithm 1 of the paper, and what any mechanism must keep."""
+"""Neural Attention against a literal Algorithm 1, and what any mechanism must keep."""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,6 @@
-"""Data: every sample once and at its time, caches that follow content, errors that name the place."""
+"""Data: every sample once and at its time, caches that follow content, errors that name the
+place.
+"""
 
 import subprocess
 import sys
@@ -54,7 +56,9 @@ def test_order_is_a_function_of_position(n, seed, start, count):
 
 
 def test_seeds_and_epochs_mix_differently():
-    keys = [tuple(i for _, i in Order(50, s).keys(50 * e, 50 * e + 50)) for s in (0, 1) for e in (0, 1)]
+    keys = [
+        tuple(i for _, i in Order(50, s).keys(50 * e, 50 * e + 50)) for s in (0, 1) for e in (0, 1)
+    ]
     assert len(set(keys)) == 4
 
 
@@ -94,7 +98,9 @@ def test_images_are_read_as_they_are(image_rows, cache):
     import pyarrow.parquet as pq
     from PIL import Image
 
-    cfg = config("data=cifar10", f"data.path={image_rows}", "data.image_size=32", "arch.patch_size=4")
+    cfg = config(
+        "data=cifar10", f"data.path={image_rows}", "data.image_size=32", "arch.patch_size=4"
+    )
     cfg.data.validation_size = 20
     data = build_images(cfg.data, 0, cache)
     table = pq.read_table(image_rows / "plain_text" / "test-00000-of-00001.parquet")
@@ -108,7 +114,9 @@ def test_images_are_read_as_they_are(image_rows, cache):
 
 
 def wikitext(folder, cache, *overrides):
-    cfg = config("data=wikitext2", f"data.path={folder}", "data.tokenizer=train", "scale=smoke", *overrides)
+    cfg = config(
+        "data=wikitext2", f"data.path={folder}", "data.tokenizer=train", "scale=smoke", *overrides
+    )
     return build_text(cfg.data, cache)
 
 
@@ -120,7 +128,9 @@ def test_text_keeps_line_breaks_and_unknown_words(text_rows, cache):
     names = [tokenizer.id_to_token(i) for i in data.tokens["test"]]
     assert names.count("[SEP]") == SIZES["text"]["test"]
     assert "[UNK]" in names
-    assert data.words["test"] == SIZES["text"]["test"] * 13 + 1  # 12 words and an end of row; "" is a row
+    assert (
+        data.words["test"] == SIZES["text"]["test"] * 13 + 1
+    )  # 12 words and an end of row; "" is a row
 
 
 def test_cache_follows_content_not_time(text_rows, tmp_path, cache):
@@ -191,10 +201,19 @@ GOOD = {"text": [" one two three \n"] * 60}
     [
         ({"train": GOOD, "test": GOOD}, "no split validation; it has train, test"),
         ({"train": GOOD, "validation": {"txt": ["a"]}, "test": GOOD}, "column names don't match"),
-        ({s: {"txt": ["a"]} for s in ("train", "validation", "test")}, "no column text; it has txt"),
+        (
+            {s: {"txt": ["a"]} for s in ("train", "validation", "test")},
+            "no column text; it has txt",
+        ),
         ({"train": GOOD, "validation": {"text": [""]}, "test": GOOD}, "split validation is empty"),
-        ({"train": GOOD, "validation": {"text": [" a \n", None]}, "test": GOOD}, "row 1 has no text"),
-        ({"train": GOOD, "validation": {"text": [" a \n"]}, "test": GOOD}, "data.sequence_length=64"),
+        (
+            {"train": GOOD, "validation": {"text": [" a \n", None]}, "test": GOOD},
+            "row 1 has no text",
+        ),
+        (
+            {"train": GOOD, "validation": {"text": [" a \n"]}, "test": GOOD},
+            "data.sequence_length=64",
+        ),
     ],
 )
 def test_bad_rows_are_named(tmp_path, splits, message):
@@ -237,7 +256,7 @@ def test_wrong_image_columns_are_named(image_rows, cache):
 def test_unreachable_hub_names_the_way_out(train, tmp_path):
     code, _, err = train("data=wikitext2", "scale=smoke", HF_ENDPOINT="http://127.0.0.1:9")
     assert code == 2 and "Traceback" not in err
-    assert len(err.splitlines()) == 1 and "data.path=<folder>" in err or "data.tokenizer" in err
+    assert (len(err.splitlines()) == 1 and "data.path=<folder>" in err) or "data.tokenizer" in err
     assert not (tmp_path / "outputs").exists()
 
 

@@ -1,4 +1,6 @@
-"""The two bodies: published sizes, equal arms, positions, and every switch between paper and code."""
+"""The two bodies: published sizes, equal arms, positions, and every switch between paper and
+code.
+"""
 
 import math
 
@@ -32,7 +34,12 @@ def _bare(cfg, *sizes):
 
 def test_paper_sizes():
     vit = config("model=neural_d2", "data=cifar100")
-    assert (vit.arch.layers, vit.arch.heads, vit.arch.width, vit.arch.patch_size) == (12, 8, 768, 8)
+    assert (vit.arch.layers, vit.arch.heads, vit.arch.width, vit.arch.patch_size) == (
+        12,
+        8,
+        768,
+        8,
+    )
     assert (vit.data.image_size // vit.arch.patch_size) ** 2 + 1 == 785
     assert (vit.trainer.batch_size, vit.trainer.epochs) == (32, 350)
     lm = config("model=neural_d2", "data=wikitext103")

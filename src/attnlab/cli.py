@@ -5,6 +5,7 @@ codes.
 that is wrong; only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -27,27 +28,28 @@ from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
 FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
 
 
-def guard(main: Callable[[], None], configs: Path) -> int:
-    """Check the command line, run `main`, and return the exit code (see `errors`)."""
+def guard(main: Callable[[], None], configs: Path) -> None:
+    """Check the command line, then run `main`, a function that Hydra wraps."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     args = get_args_parser().parse_args()
     informs = (args.help, args.hydra_help, args.info, args.shell_completion)
-    try:
+    with exit_on_failure():
         if not any(informs):
             check(args.overrides, configs, sweep=args.multirun)
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # so that what main raises arrives here
-        main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
+    main()
+
+
+@contextlib.contextmanager
+def exit_on_failure():
+    """End the process with a failure's exit code and one line a problem on stderr."""
+    try:
+        yield
     except FAILURES as failure:
-        return report(failure)
-    return 0
-
-
-def report(failure: Exception) -> int:
-    """Print a failure, one line a problem, and return its exit code."""
-    for line in str(failure).splitlines():
-        print(f"error: {line}", file=sys.stderr)
-    return failure.exit_code
+        for line in str(failure).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(failure.exit_code)
 
 
 def check(overrides: list[str], configs: Path, sweep: bool = False) -> None:

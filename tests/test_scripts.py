@@ -1,0 +1,99 @@
+"""The scripts around a run, and Weights & Biases as its mirror."""
+
+import json
+import struct
+
+import pytest
+from conftest import metrics
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def lm(shared, train):
+    folder = shared / "lm"
+    code, _, err = train("scale=smoke", f"hydra.run.dir={folder}")
+    assert code == 0, err
+    return folder
+
+
+def test_evaluate_repeats_the_test_metrics(lm, train):
+    code, out, err = train(f"run={lm}", script="scripts/evaluate.py")
+    assert code == 0, err
+    assert len(out.splitlines()) == 5 and all(line.endswith("same") for line in out.splitlines())
+
+
+def test_generate_is_a_function_of_its_seed(lm, train):
+    call = (f"run={lm}", "prompt=The statement", "tokens=12", "temperature=1.5")
+    texts = [train(*call, f"seed={s}", script="scripts/generate.py")[1] for s in (0, 0, 1)]
+    assert texts[0].startswith("The statement") and texts[0] == texts[1] != texts[2]
+
+
+def test_summary_lists_finished_and_unfinished_runs(lm, shared, train):
+    (shared / "other").mkdir(exist_ok=True)
+    (shared / "other" / "config.yaml").write_text((lm / "config.yaml").read_text())
+    code, out, _ = train(f"runs={shared}", script="scripts/summary.py")
+    assert code == 0 and "| finished" in out and "| unfinished" in out
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("evaluate", ["run=nowhere"], "no run folder there"),
+        ("evaluate", [], "run=: missing"),
+        ("generate", ["run={lm}", "prompt=x", "tokns=3"], "did you mean tokens?"),
+        ("generate", ["run={lm}", "prompt=x", "tokens=many"], "tokens=many: must be int"),
+        ("generate", ["run={lm}", "prompt=x", "top_k=0"], "top_k=0: must be at least 1"),
+        ("generate", ["run={lm}", "prompt="], "must hold at least one token"),
+        ("summary", ["runs=nowhere"], "no run folder there"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line(lm, train, script, words, message):
+    words = [word.format(lm=lm) for word in words]
+    code, _, err = train(*words, script=f"scripts/{script}.py")
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_wandb_offline_mirrors_the_metrics(start, tmp_path):
+    """No key, no terminal: an offline run with the names and last values of metrics.jsonl."""
+    process = start("scale=smoke", "hydra.run.dir=run", "logger=wandb")
+    process.communicate(timeout=120)
+    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    history = offline_history(file)
+    last: dict = {}
+    for row in metrics(tmp_path / "run"):
+        last |= {k: v for k, v in row.items() if k != "step"}
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    last |= {k: v for k, v in result.items() if k.startswith("test/")}
+    found: dict = {}
+    for row in history:
+        found |= row
+    assert last.keys() <= found.keys()
+    assert {k: found[k] for k in last} == last
+    assert "memory/peak_mib" in found  # timing.jsonl is mirrored too
+
+
+def offline_history(file):
+    """History rows of a W&B offline file: a LevelDB log of protobuf records."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, parts, rows = file.read_bytes(), 7, b"", []  # 7: the file's own header
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's tail too short for a header is padding
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole record, or the last part of one
+            record = wandb_internal_pb2.Record.FromString(parts)
+            parts = b""
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append(
+                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                )
+    return rows

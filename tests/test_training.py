@@ -1,0 +1,175 @@
+"""Training: every model on every embedded data set, accumulation, schedules, measures, health."""
+
+import math
+
+import pytest
+import torch
+from conftest import config, metrics
+
+from attnlab.data.loader import build_data
+from attnlab.diagnostics import dead_scorers, warn_if_dead
+from attnlab.errors import BadInput, NonFinite
+from attnlab.run import build, run
+from attnlab.training.evaluate import evaluate
+from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.trainer import precision, total_steps
+
+MODELS = ("dot_product", "neural_full", "neural_d16", "neural_d2")
+
+
+def smoke(cache, *overrides):
+    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+@pytest.mark.parametrize("protocol", ["paper", "released"])
+def test_every_model_trains_on_every_embedded_data_set(
+    model, data, protocol, cache, tmp_path, capsys
+):
+    cfg = smoke(cache, f"model={model}", f"data={data}", f"protocol={protocol}")
+    result = run(cfg, tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    split = "test" if protocol == "released" else "val"
+    measure = "perplexity" if data == "pydocs" else "accuracy"
+    assert result["status"] == "finished" and result["steps"] == 4
+    assert result[f"test/{measure}"] > 0 and f"{split}/{measure}" in rows[-1]
+    assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4]
+    if model != "dot_product":
+        assert rows[0]["step"] == 0 and "attention/0/dead_scorer" in rows[0]
+    assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
+
+
+def trained(cache, tmp_path, *overrides):
+    cfg = smoke(cache, "arch.dropout=0.0", *overrides)
+    run(cfg, tmp_path)
+    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    return state["model"], metrics(tmp_path)
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+def test_accumulation_changes_memory_not_the_update(data, cache, tmp_path):
+    whole, rows = trained(cache, tmp_path / "a", f"data={data}")
+    parts, again = trained(cache, tmp_path / "b", f"data={data}", "trainer.micro_batch_size=1")
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], rtol=1e-3, atol=1e-4)
+    assert rows[1]["train/loss"] == pytest.approx(again[1]["train/loss"], rel=1e-5)
+
+
+def test_evaluation_logging_and_saving_do_not_change_training(cache, tmp_path):
+    one, _ = trained(cache, tmp_path / "a", "arch.dropout=0.1")
+    other, _ = trained(
+        *(cache, tmp_path / "b", "arch.dropout=0.1"),
+        *("trainer.eval_every=1", "trainer.log_every=3", "trainer.save_every=1"),
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("setting", ["bf16", "fp16"])
+def test_half_precision_trains(setting, cache, tmp_path):
+    model, rows = trained(cache, tmp_path, f"trainer.precision={setting}")
+    assert all(torch.isfinite(value).all() for value in model.values())
+    assert all(math.isfinite(row["train/loss"]) for row in rows[1:])
+
+
+def test_training_learns(cache, tmp_path):
+    """100 steps on pydocs beat the unigram model of the same tokens."""
+    cfg = smoke(cache, "trainer.max_steps=120", "trainer.lr=0.01", "trainer.eval_every=60")
+    result = run(cfg, tmp_path)
+    assert result["test/perplexity"] < 0.9 * result["test/unigram_perplexity"]
+
+
+def test_schedules():
+    step = config("data=cifar10").trainer  # the released code: 5e-5 for epochs 0-4, then 2.5e-5
+    assert learning_rate(0, 100, 0.0, step) == learning_rate(9, 100, 4.99, step) == 5e-5
+    assert learning_rate(10, 100, 5.0, step) == learning_rate(99, 100, 349.0, step) == 2.5e-5
+    constant = config("data=wikitext103").trainer
+    assert {learning_rate(s, 10**6, 0.0, constant) for s in (0, 7, 999_999)} == {3e-4}
+    cosine = config().trainer
+    rates = [learning_rate(s, 600, 0.0, cosine) for s in range(600)]
+    assert rates[: cosine.warmup_steps] == sorted(rates[: cosine.warmup_steps])
+    assert rates[cosine.warmup_steps] == max(rates) == cosine.lr
+    assert 0 < rates[-1] < 1e-3 * cosine.lr
+
+
+def test_budget_is_whichever_ends_first():
+    cfg = config("data=digits", "trainer.epochs=2", "trainer.warmup_steps=0")
+    assert total_steps(cfg, 640) == 20
+    cfg.trainer.max_steps = 7
+    assert total_steps(cfg, 640) == 7
+    cfg.trainer.max_steps, cfg.trainer.warmup_steps = None, 21
+    with pytest.raises(BadInput, match="at most the 20 steps"):
+        total_steps(cfg, 640)
+
+
+def test_weight_decay_is_on_linear_weights_only(cache):
+    cfg = smoke(cache, "model.per_head=true")
+    model = build(cfg, build_data(cfg))
+    optimizer = build_optimizer(model, cfg.trainer)
+    decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in decayed}
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert optimizer.param_groups[1]["weight_decay"] == 0.0
+    assert all(name.endswith("weight") for name in names)
+    assert not any("norm" in name or "embedding" in name for name in names)
+    assert {"head.weight", "blocks.0.attention.mechanism.project_q.weight"} <= names
+
+
+def test_perplexity_against_a_loop_over_tokens(cache):
+    """Stride shorter than the window: each token scored once, with the context of its window."""
+    cfg = smoke(cache, "data.sequence_length=16", "data.eval_stride=5")
+    data = build_data(cfg)
+    data.tokens["test"] = data.tokens["test"][:90]
+    model = build(cfg, data).eval()
+    tokens = torch.tensor(data.tokens["test"].astype(int))
+    losses, overlap_means, scored = [], [], 0
+    for begin in [*range(0, 90 - 1 - 16, 5), 90 - 1 - 16]:
+        with torch.no_grad():
+            logs = model(tokens[None, begin : begin + 16])[0].double().log_softmax(-1)
+        window = [-logs[i, tokens[begin + i + 1]].item() for i in range(16)]
+        overlap_means.append(sum(window) / 16)
+        for i in range(16):
+            if begin + i + 1 > scored:
+                losses.append(window[i])
+                scored = begin + i + 1
+    assert len(losses) == 89
+    found = evaluate(model, data, "test", 4, precision(cfg, torch.device("cpu")))
+    total = sum(losses)
+    assert found["test/perplexity"] == pytest.approx(math.exp(total / 89), rel=1e-5)
+    mean = sum(overlap_means) / len(overlap_means)
+    assert found["test/perplexity_overlap"] == pytest.approx(math.exp(mean), rel=1e-5)
+    words = data.words["test"]
+    assert found["test/word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-5)
+
+
+def test_dead_scorer_is_seen_and_explained(cache, caplog):
+    """A score network whose ReLUs never fire: all rows constant; one whose do: none."""
+    cfg = smoke(cache, "model.neural_layers=all")
+    data = build_data(cfg)
+    model = build(cfg, data)
+    inputs = data.evaluation("validation").__getitems__([(0, 0), (0, 1)])[0]
+    with torch.no_grad():
+        for layer, bias in ((0, -1e6), (1, 1e3)):
+            model.blocks[layer].attention.mechanism.score_network[0].bias.fill_(bias)
+    shares = dead_scorers(model, inputs)
+    assert shares == {"attention/0/dead_scorer": 1.0, "attention/1/dead_scorer": 0.0}
+    warn_if_dead(shares, 7)
+    assert len(caplog.records) == 1
+    assert "layer 0 is dead" in caplog.text and "no gradient" in caplog.text
+    model(inputs).sum().backward()
+    dead = model.blocks[0].attention.mechanism
+    assert all(not p.grad.any() for p in dead.score_network[0].parameters())
+
+
+def test_stops_before_an_update_with_a_loss_that_is_not_finite(cache, tmp_path):
+    with pytest.raises(NonFinite, match=r"step 2: loss nan.*Training samples of the batch: \["):
+        run(smoke(cache, "trainer.lr=1e38", "trainer.grad_clip=null"), tmp_path)
+    assert "NonFinite" in (tmp_path / "failed.txt").read_text()
+
+
+def test_compiled_model_trains_the_same(cache, tmp_path):
+    short = ["data=digits", "arch.layers=1", "trainer.max_steps=2"]
+    plain, _ = trained(cache, tmp_path / "a", *short)
+    compiled, _ = trained(cache, tmp_path / "b", *short, "runtime.compile=true")
+    for key in plain:
+        torch.testing.assert_close(plain[key], compiled[key], rtol=1e-3, atol=1e-4)
