@@ -23,7 +23,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def config(*overrides: str) -> Config:
     """What `python train.py <overrides>` would run."""
-    return validate(cli.plain(cli._compose(list(overrides), CONFIGS)))
+    return validate(cli.plain(cli.compose_config(list(overrides), CONFIGS)))
 
 
 @pytest.fixture(scope="session", autouse=True)

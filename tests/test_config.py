@@ -77,6 +77,13 @@ def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_experiment_is_a_sweep_over_arms():
+    cli.check(["experiment=arms", "seed=0,1", "scale=smoke"], CONFIGS)
+    with pytest.raises(BadInput) as error:
+        cli.check(["experiment=arms", "seed=0,-1", "scale=smoke"], CONFIGS)
+    assert str(error.value) == "seed=-1: must be greater than or equal to 0"
+
+
 def test_same_configuration_same_folder():
     base = config()
     for same in ("runtime.workers=3", "logger=none", "runtime.device=cpu"):

@@ -2,6 +2,7 @@
 refused.
 """
 
+import json
 import os
 import random
 import signal
@@ -82,6 +83,7 @@ def test_signal_saves_and_says_how_to_continue(signum, start, train, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum and "the same command continues" in err
     assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] >= 19
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
     code, _, err = train(*overrides)
     assert code == 0 and "continuing run from step" in err
 

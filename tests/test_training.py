@@ -1,5 +1,6 @@
 """Training: every model on every embedded data set, accumulation, schedules, measures, health."""
 
+import json
 import math
 
 import pytest
@@ -165,6 +166,7 @@ def test_stops_before_an_update_with_a_loss_that_is_not_finite(cache, tmp_path):
     with pytest.raises(NonFinite, match=r"step 2: loss nan.*Training samples of the batch: \["):
         run(smoke(cache, "trainer.lr=1e38", "trainer.grad_clip=null"), tmp_path)
     assert "NonFinite" in (tmp_path / "failed.txt").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
 
 
 def test_compiled_model_trains_the_same(cache, tmp_path):

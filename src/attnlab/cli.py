@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config import Config, nearest, unknown_key, validate
@@ -68,8 +68,9 @@ def check(overrides: list[str], configs: Path, sweep: bool = False) -> None:
 def _jobs(parsed: list[Override], configs: Path, sweep: bool) -> list[list[str]]:
     """The overrides of every job the command starts."""
     lines = [p.input_line for p in parsed]
+    single = [p for p in parsed if not p.is_sweep_override()]
     try:
-        hydra = _compose(lines if not sweep else [], configs, hydra=True).hydra
+        hydra = compose_config([p.input_line for p in single], configs, hydra=True).hydra
     except (HydraException, OmegaConfBaseException, BadInput):
         hydra = None  # reported by _problems
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
@@ -87,7 +88,7 @@ def _problems(overrides: list[str], configs: Path) -> Iterator[str]:
     """Every problem of one job: compose, and on a bad override go on without it."""
     while True:
         try:
-            validate(plain(_compose(overrides, configs)))
+            validate(plain(compose_config(overrides, configs)))
             return
         except BadInput as error:
             yield from str(error).splitlines()
@@ -124,7 +125,8 @@ def _first_line(what: str, error: Exception) -> str:
     return f"{what}: {line}"
 
 
-def _compose(overrides: list[str], configs: Path, hydra: bool = False):
+def compose_config(overrides: list[str], configs: Path, hydra: bool = False) -> DictConfig:
+    """What Hydra makes of the overrides; with `hydra`, its own settings as well."""
     with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
         return compose("train", overrides=overrides, return_hydra_config=hydra)
 

@@ -2,6 +2,7 @@
 configuration.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -149,7 +150,7 @@ def environment(device) -> dict[str, Any]:
 
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "HEAD")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "command": sys.argv,
         "git_commit": commit,
@@ -160,10 +161,17 @@ def environment(device) -> dict[str, Any]:
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
         "device": device.type,
-        "device_name": name or platform.machine(),
+        "device_name": name,
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
     }
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
 
 def _git(root: Path, *command: str) -> str | None:

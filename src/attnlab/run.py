@@ -13,6 +13,7 @@ from attnlab.config import Config
 from attnlab.data.loader import build_data
 from attnlab.data.text import TextData
 from attnlab.device import choose_device
+from attnlab.errors import Interrupted
 from attnlab.folder import RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts
 from attnlab.tracking import Tracker
@@ -39,12 +40,16 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
             cfg, len(data.train())
         )  # a budget that cannot be is refused before a folder is made
         with folder:
+            (path / "failed.txt").unlink(missing_ok=True)
             try:
                 result = train_and_test(cfg, data, device, folder)
+            except Interrupted:
+                folder.write_json("result.json", {"status": "interrupted", **identity(cfg)})
+                raise
             except Exception as error:
                 (path / "failed.txt").write_text(f"{type(error).__name__}: {error}\n")
+                folder.write_json("result.json", {"status": "failed", **identity(cfg)})
                 raise
-            (path / "failed.txt").unlink(missing_ok=True)
     else:
         print("already finished:")
     for key, value in result.items():
@@ -69,12 +74,7 @@ def train_and_test(cfg: Config, data, device: torch.device, folder: RunFolder) -
         tracker.log({"step": summary["steps"], **tested})
         result = {
             "status": "finished",
-            "model": cfg.model.name,
-            "data": cfg.data.name,
-            "seed": cfg.seed,
-            "scale": cfg.scale,
-            "protocol": cfg.protocol,
-            "hash": cfg.hash,
+            **identity(cfg),
             "data_fingerprint": data.fingerprint,
             **parameter_counts(model),
             **tested,
@@ -85,6 +85,18 @@ def train_and_test(cfg: Config, data, device: torch.device, folder: RunFolder) -
     finally:
         tracker.finish(result)
     return result
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """What says which run a result belongs to."""
+    return {
+        "model": cfg.model.name,
+        "data": cfg.data.name,
+        "seed": cfg.seed,
+        "scale": cfg.scale,
+        "protocol": cfg.protocol,
+        "hash": cfg.hash,
+    }
 
 
 def build(cfg: Config, data) -> Transformer:

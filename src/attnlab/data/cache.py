@@ -1,10 +1,12 @@
 """Prepared arrays on disk: written once, whole or not at all, verified when opened."""
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +16,16 @@ import numpy as np
 
 log = logging.getLogger(__name__)
 
-# Raised when the code that prepares data changes what it writes.
-FORMAT = 1
-
 
 def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]) -> Path:
     """The folder of what `build` returns, built only if no folder for `key` is there yet.
 
+    The code of build's module counts as part of the key: other code may prepare other data.
     build() gives {file name: array (saved as .npy) or text}. The folder appears by one rename, so
     two runs may prepare the same data at once, and a killed one leaves nothing under the name.
     """
-    key = {"format": FORMAT, **key}
+    code = inspect.getsource(sys.modules[build.__module__])
+    key = {"code": digest(code.encode()), **key}
     folder = root / f"{name}-{digest(json.dumps(key, sort_keys=True).encode())[:16]}"
     if folder.is_dir() and not _whole(folder):
         log.warning("%s: damaged on disk; preparing it again", folder)
@@ -60,6 +61,12 @@ def _whole(folder: Path) -> bool:
         return all(file_digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, KeyError):
         return False
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits that change if and only if the cached content does."""
+    sums = json.loads((folder / "manifest.json").read_text())["sha256"]
+    return digest(json.dumps(sums, sort_keys=True).encode())[:16]
 
 
 def array(folder: Path, name: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from attnlab.config import Image
-from attnlab.data.cache import array, cached, digest
+from attnlab.data.cache import array, cached, digest, fingerprint
 from attnlab.data.rows import Rows
 from attnlab.errors import BadInput
 from attnlab.seeding import reseed
@@ -98,14 +98,14 @@ def build_images(data: Image, seed: int, cache: Path) -> ImageData:
     """
     if data.path is None:
         arrays = _digits()
-        fingerprint = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))[:16]
+        content = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))[:16]
         get = arrays.__getitem__
     else:
         columns = [data.image_column, data.label_column]
         source = Rows(data, columns, ["train", "test"], cache)
         key = {"content": source.fingerprint, "columns": columns}
         folder = cached(cache, data.name, key, lambda: _decode(source, data))
-        fingerprint = folder.name
+        content = fingerprint(folder)
 
         def get(name: str) -> np.ndarray:
             return array(folder, name.removesuffix(".npy"))
@@ -125,7 +125,7 @@ def build_images(data: Image, seed: int, cache: Path) -> ImageData:
             "test": np.arange(len(labels["test"])),
         },
         classes=int(max(labels["train"].max(), labels["test"].max())) + 1,
-        fingerprint=fingerprint,
+        fingerprint=content,
         options=data,
         seed=seed,
     )

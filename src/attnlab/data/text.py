@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config import Text
-from attnlab.data.cache import array, cached, digest, file_digest
+from attnlab.data.cache import array, cached, digest, file_digest, fingerprint
 from attnlab.data.rows import Rows
 from attnlab.errors import BadInput
 from attnlab.net import prepare_hub
@@ -109,7 +109,7 @@ def build_text(data: Text, cache: Path) -> TextData:
         words=dict(zip(SPLITS, words.tolist(), strict=True)),
         vocab=vocab,
         tokenizer_file=folder / "tokenizer.json",
-        fingerprint=folder.name,
+        fingerprint=fingerprint(folder),
         block=data.sequence_length,
         stride=data.eval_stride,
     )

@@ -26,7 +26,7 @@ def _row(folder: Path) -> dict[str, Any]:
         return {**json.loads(file.read_text()), "folder": str(folder)}
     cfg = yaml.safe_load((folder / "config.yaml").read_text())
     return {
-        "status": "failed" if (folder / "failed.txt").is_file() else "unfinished",
+        "status": "unfinished",  # running, or killed
         "model": cfg["model"]["name"],
         "data": cfg["data"]["name"],
         "seed": cfg["seed"],
