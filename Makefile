@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.attnlab-ready
-MODELS := dot_product neural_full neural_d16 neural_d2
+MODELS := $(basename $(notdir $(wildcard configs/model/*.yaml)))
 EMBEDDED := pydocs digits
 DEMO := outputs/demo
 

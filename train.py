@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from attnlab.cli import exit_on_failure, guard, plain
-from attnlab.config import validate
+from attnlab.validation import validate
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.cli import exit_on_failure, load
-from attnlab.config import Config, nearest
+from attnlab.config import Config
 from attnlab.errors import BadInput
+from attnlab.validation import nearest
 
 
 @dataclass

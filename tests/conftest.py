@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from attnlab import cli
-from attnlab.config import Config, validate
+from attnlab.config import Config
+from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
+MODELS = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import config
+from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,9 +66,6 @@ def test_equals_algorithm_1_in_values_and_gradients(options, n, heads, causal, s
         found.append([output, *torch.autograd.grad((output * wanted).sum(), leaves)])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
-
-
-MODELS = ("dot_product", "neural_full", "neural_d16", "neural_d2")
 
 
 def mechanism(name, *overrides):

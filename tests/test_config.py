@@ -3,16 +3,15 @@
 import itertools
 
 import pytest
-from conftest import CONFIGS, config
+from conftest import CONFIGS, MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlab import cli
-from attnlab.config import known_keys, unknown_key
 from attnlab.errors import BadInput
+from attnlab.validation import known_keys, unknown_key
 
 DATA = [p.stem for p in (CONFIGS / "data").glob("*.yaml")]
-MODELS = [p.stem for p in (CONFIGS / "model").glob("*.yaml")]
 
 
 @pytest.mark.parametrize("scale", ["paper", "mini", "smoke"])

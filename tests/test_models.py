@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from conftest import config
+from conftest import MODELS, config
 
 from attnlab.models.positions import Positions, sinusoid, sinusoid_released
 from attnlab.models.transformer import build_model, parameter_counts
 
-NEURAL = ("neural_full", "neural_d16", "neural_d2")
+NEURAL = [name for name in MODELS if name.startswith("neural")]
 
 
 def test_parameter_counts_of_the_released_language_models():

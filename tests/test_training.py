@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from conftest import config, metrics
+from conftest import MODELS, config, metrics
 
 from attnlab.data.loader import build_data
 from attnlab.diagnostics import dead_scorers, warn_if_dead
@@ -14,8 +14,6 @@ from attnlab.run import build, run
 from attnlab.training.evaluate import evaluate
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.trainer import precision, total_steps
-
-MODELS = ("dot_product", "neural_full", "neural_d16", "neural_d2")
 
 
 def smoke(cache, *overrides):

@@ -8,6 +8,7 @@ that is wrong; only then does Hydra start the job, so bad input never leaves a f
 import contextlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnlab.config import Config, nearest, unknown_key, validate
+from attnlab.config import Config
 from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
+from attnlab.validation import nearest, unknown_key, validate
 
 FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
 
@@ -50,6 +52,8 @@ def exit_on_failure():
         for line in str(failure).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(failure.exit_code)
+    except KeyboardInterrupt:  # before or after training, which has its own handling
+        sys.exit(128 + signal.SIGINT)
 
 
 def check(overrides: list[str], configs: Path, sweep: bool = False) -> None:

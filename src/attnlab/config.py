@@ -4,15 +4,12 @@ Nothing here imports torch, so that a typing error is answered at once. `validat
 Hydra composed into a `Config` or raises `BadInput` with every problem found, one a line.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from attnlab.errors import BadInput
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 1
@@ -243,68 +240,3 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         value = getattr(trainer, key)
         if trainer.max_steps and value and value > trainer.max_steps:
             yield f"trainer.{key}={value}: must be at most trainer.max_steps={trainer.max_steps}"
-
-
-TAGS = {"lm", "vit", "dot_product", "neural", "text", "image"}
-
-
-def validate(composed: dict[str, Any]) -> Config:
-    """Check a composed configuration (a plain dict).
-
-    Errors: `BadInput` with one line a problem: key, value, what is allowed, the nearest valid
-    name.
-    """
-    try:
-        return Config.model_validate(composed)
-    except ValidationError as error:
-        lines: dict[str, list[str]] = {}
-        for problem in error.errors():
-            what, message = _message(problem)
-            lines.setdefault(what, []).append(message)
-        # a key that may be of several kinds has one message a kind
-        raise BadInput("\n".join(w + ", or ".join(m) for w, m in lines.items())) from None
-
-
-def _message(error: dict[str, Any]) -> tuple[str, str]:
-    """What is wrong (key=value) and what is allowed."""
-    # pydantic puts the chosen variant's tag behind the section: data.text.path is data.path
-    loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 1 and p in TAGS)]
-    key = ".".join(p for p in loc if "[" not in p)
-    if error["type"] == "value_error" and not loc:
-        return "", str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden":
-        return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
-    if error["type"] == "missing":
-        return f"{key}: ", "missing"
-    message = error["msg"].replace("Input should be ", "must be ")
-    allowed = error.get("ctx", {}).get("expected", "")
-    if isinstance(error["input"], str) and "'" in allowed:
-        message += nearest(error["input"], allowed.split("'")[1::2])
-    return f"{key}={error['input']}: ", message
-
-
-def nearest(word: str, allowed: list[str]) -> str:
-    """`; did you mean X?`, or nothing where no allowed name is near."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def unknown_key(key: str) -> str:
-    """The line for a key that the schema, or this choice of its section, does not have."""
-    known = sorted(known_keys())
-    if key in known:
-        return f"{key}: unknown key for this choice of {key.split('.')[0]}"
-    leaf = key.split(".")[-1]
-    home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section
-    near = f"; did you mean {home[0]}?" if home else nearest(key, known)
-    return f"{key}: unknown key{near}"
-
-
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of the schema."""
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        variants = getattr(field.annotation, "__args__", (field.annotation,))
-        for variant in variants:
-            if isinstance(variant, type) and issubclass(variant, BaseModel):
-                yield from known_keys(variant, f"{prefix}{name}.")

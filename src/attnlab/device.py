@@ -1,6 +1,7 @@
 """Which device a run uses, and how the process is set up for it."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -27,6 +28,7 @@ def choose_device(cfg: Config) -> torch.device:
     if cfg.runtime.threads:
         torch.set_num_threads(cfg.runtime.threads)
     if name == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to repeat
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     else:

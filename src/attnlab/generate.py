@@ -39,16 +39,14 @@ def generate(
     ):
         if not value >= least:
             raise BadInput(f"{name}={value}: must be at least {least}")
-    best = folder / "checkpoints" / "best.pt"
-    if not best.is_file():
-        raise BadInput(f"run={folder}: has no best.pt; it was never evaluated")
+    best = checkpoint.load_best(folder / "checkpoints")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
     vocab, block = tokenizer.get_vocab_size(), cfg.data.sequence_length
     model = build_model(cfg, vocab, vocab, block).to(device).eval()
-    model.load_state_dict(checkpoint.load(best)["model"])
+    model.load_state_dict(best["model"])
     generator = torch.Generator().manual_seed(seed)
     for _ in range(tokens):
         window = torch.tensor(ids[-block:], device=device)[None]

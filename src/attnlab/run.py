@@ -113,8 +113,7 @@ def test(cfg: Config, data, model: torch.nn.Module, path: Path) -> dict[str, flo
     tokens.
     """
     device = next(model.parameters()).device
-    best = checkpoint.load(path / "checkpoints" / "best.pt")
-    model.load_state_dict(best["model"])
+    model.load_state_dict(checkpoint.load_best(path / "checkpoints")["model"])
     metrics = evaluate(model, data, "test", cfg.trainer.micro, precision(cfg, device))
     if isinstance(data, TextData):
         metrics["test/unigram_perplexity"] = math.exp(data.unigram_loss("test"))

@@ -65,6 +65,17 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
     os.replace(new, last)
 
 
+def load_best(folder: Path) -> dict[str, Any]:
+    """The checkpoint of a run's best evaluation. Errors: `BadInput` if there is none, or no whole one."""
+    path = folder / "best.pt"
+    if not path.is_file():
+        raise BadInput(f"{path}: not there; the run was never evaluated")
+    try:
+        return load(path)
+    except Damaged as error:
+        raise BadInput(str(error)) from None
+
+
 def load_newest(folder: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint by step, or None if there never was one.
 

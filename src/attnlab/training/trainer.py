@@ -8,7 +8,6 @@ state, and evaluation, logging, saving and the number of workers cannot change a
 import contextlib
 import logging
 import math
-import signal
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,10 +29,10 @@ from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate, to_device
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.signals import stop_signals
 
 log = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,9 +43,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0  # since the last metrics row
     loss_steps: int = 0
-    best: dict[str, float] = field(
-        default_factory=dict
-    )  # metrics of the best evaluation, and its step
+    best: dict[str, float] = field(default_factory=dict)  # best evaluation's metrics and step
 
 
 def fit(
@@ -67,8 +64,8 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     metrics, timing = Ledger(folder.path / "metrics.jsonl"), Ledger(folder.path / "timing.jsonl")
     progress = resume(folder, model, optimizer, scaler, data.fingerprint)
-    metrics.rewind(progress.step)
-    timing.rewind(progress.step)
+    for ledger in (metrics, timing):
+        ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
     compiled = torch.compile(model) if cfg.runtime.compile else model
     selection = Selection(cfg, data)
 
@@ -164,8 +161,7 @@ def fit(
             if due(options.save_every) or stop.signum:
                 save()
             if stop.signum and not last:
-                name = signal.Signals(stop.signum).name
-                text = f"{name}: saved at step {progress.step} of {total} in {folder.path}; "
+                text = f"{stop.name}: saved at step {progress.step} of {total} in {folder.path}; "
                 raise Interrupted(stop.signum, text + "the same command continues")
     best = {f"best/{key}": value for key, value in progress.best.items()}
     samples = total * options.batch_size
@@ -238,31 +234,6 @@ class Selection:
         dataset = self.data.evaluation(self.split)
         count = min(4, len(dataset))
         return dataset.__getitems__([(0, i) for i in range(count)])[0].to(device)
-
-
-@dataclass
-class Stop:
-    """Set by a signal; training ends at the next step boundary."""
-
-    signum: int = 0
-
-
-@contextlib.contextmanager
-def stop_signals():
-    """Turn the first stop signal into a request; the second one acts at once."""
-    stop = Stop()
-
-    def request(signum, frame):
-        stop.signum = signum
-        for s in SIGNALS:
-            signal.signal(s, signal.SIG_DFL)
-
-    before = {s: signal.signal(s, request) for s in SIGNALS}
-    try:
-        yield stop
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def _due(step: int, last: bool, every: int) -> bool:

@@ -1,0 +1,38 @@
+"""A signal ends training at the next step boundary, after a save; a second one ends it at once."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@dataclass
+class Stop:
+    """Set by a signal; training ends at the next step boundary."""
+
+    signum: int = 0
+
+    @property
+    def name(self) -> str:
+        """SIGTERM and the like."""
+        return signal.Signals(self.signum).name
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first stop signal into a request; the second one acts at once."""
+    stop = Stop()
+
+    def request(signum, frame):
+        stop.signum = signum
+        for s in SIGNALS:
+            signal.signal(s, signal.SIG_DFL)
+
+    before = {s: signal.signal(s, request) for s in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
