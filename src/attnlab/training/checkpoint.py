@@ -66,7 +66,7 @@ def save_last(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_best(folder: Path) -> dict[str, Any]:
-    """The checkpoint of a run's best evaluation. Errors: `BadInput` if it is missing or damaged."""
+    """The checkpoint of the best evaluation. Errors: `BadInput` if it is missing or damaged."""
     path = folder / "best.pt"
     if not path.is_file():
         raise BadInput(f"{path}: not there; the run was never evaluated")
