@@ -1,4 +1,6 @@
 # Every target sets up its own virtual environment first; VENV=<folder> uses another one.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
 VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## train dot_product and neural_d2 on both embedded data sets, print one table (6 minutes on 2 cores)
-	@set -e; for data in $(EMBEDDED); do for model in dot_product neural_d2; do \
+	@for data in $(EMBEDDED); do for model in dot_product neural_d2; do \
 	  echo "== python train.py data=$$data model=$$model (shortened)"; \
 	  $(PY) train.py data=$$data model=$$model trainer.max_steps=200 trainer.eval_every=100 \
 	    runtime.output_root=$(DEMO) | tail -n 1; \
@@ -29,7 +31,7 @@ demo: setup  ## train dot_product and neural_d2 on both embedded data sets, prin
 	@$(PY) scripts/summary.py runs=$(DEMO)
 
 smoke: setup  ## every model on every embedded data set, a few steps each
-	@set -e; for data in $(EMBEDDED); do for model in $(MODELS); do \
+	@for data in $(EMBEDDED); do for model in $(MODELS); do \
 	  $(PY) train.py data=$$data model=$$model scale=smoke logger=none \
 	    runtime.output_root=outputs/smoke | tail -n 1; \
 	done; done

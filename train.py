@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from attnlab.cli import exit_on_failure, guard, plain
+from attnlab.cli import exit_on_failure, guard, plain, run_path
 from attnlab.validation import validate
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -18,9 +18,8 @@ def main(composed) -> None:
     # torch is imported only after the configuration is known to be good
     from attnlab.run import run
 
-    chosen = HydraConfig.get().run.dir
     with exit_on_failure():
-        run(cfg, Path(cfg.folder if chosen == "." else chosen))
+        run(cfg, run_path(cfg, HydraConfig.get().run.dir))
 
 
 if __name__ == "__main__":

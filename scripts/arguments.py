@@ -22,9 +22,10 @@ class Run:
     def config(self, device: str) -> Config:
         """The run's configuration, on another device if asked for."""
         cfg = load(self.path)
-        if device not in ("auto", "cpu", "cuda", "mps"):
-            raise BadInput(f"device={device}: must be auto, cpu, cuda or mps")
-        cfg.runtime.device = device
+        if device not in ("same", "auto", "cpu", "cuda"):
+            raise BadInput(f"device={device}: must be same, auto, cpu or cuda")
+        if device != "same":
+            cfg.runtime.device = device
         return cfg
 
 

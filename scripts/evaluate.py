@@ -1,12 +1,13 @@
 """Repeat a run's test metrics from its folder alone:  python scripts/evaluate.py run=<folder>."""
 
 import json
+import sys
 
 from arguments import main_with
 
 
-def main(run, device: str = "auto") -> None:
-    """Print each test metric, the value in result.json, and whether they are the same number."""
+def main(run, device: str = "same") -> None:
+    """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
     from attnlab import run as program
     from attnlab.data.loader import build_data
     from attnlab.device import choose_device
@@ -21,6 +22,8 @@ def main(run, device: str = "auto") -> None:
     for key, value in metrics.items():
         then = stored.get(key, "not recorded")
         print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")
+    if any(value != stored.get(key) for key, value in metrics.items()):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ def main(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
-    device: str = "auto",
+    device: str = "same",
 ) -> None:
     """Print the prompt continued by `tokens` tokens; temperature=0 always takes the likeliest."""
     from attnlab.device import choose_device

@@ -205,6 +205,7 @@ GOOD = {"text": [" one two three \n"] * 60}
             {s: {"txt": ["a"]} for s in ("train", "validation", "test")},
             "no column text; it has txt",
         ),
+        ({s: {"text": [1, 2]} for s in ("train", "validation", "test")}, "is no text but"),
         ({"train": GOOD, "validation": {"text": [""]}, "test": GOOD}, "split validation is empty"),
         (
             {"train": GOOD, "validation": {"text": [" a \n", None]}, "test": GOOD},
@@ -253,11 +254,18 @@ def test_wrong_image_columns_are_named(image_rows, cache):
         build_data(cfg)
 
 
-def test_unreachable_hub_names_the_way_out(train, tmp_path):
-    code, _, err = train("data=wikitext2", "scale=smoke", HF_ENDPOINT="http://127.0.0.1:9")
-    assert code == 2 and "Traceback" not in err
-    assert (len(err.splitlines()) == 1 and "data.path=<folder>" in err) or "data.tokenizer" in err
-    assert not (tmp_path / "outputs").exists()
+@pytest.mark.parametrize("tokenizer", ["bert-base-cased", "train"])
+def test_unreachable_hub_names_the_way_out(tokenizer, train, tmp_path):
+    overrides = ["data=wikitext2", f"data.tokenizer={tokenizer}", "hydra.run.dir=here"]
+    code, _, err = train(*overrides, HF_ENDPOINT="http://127.0.0.1:9")
+    assert code == 2 and len(err.splitlines()) == 1 and "data.path=<folder>" in err
+    assert not (tmp_path / "here").exists()
+
+
+def test_unwritable_cache_is_named(text_rows, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match=r"runtime.cache=.*file: cannot be written"):
+        wikitext(text_rows, tmp_path / "file")
 
 
 def test_blocks_are_windows_of_the_array():

@@ -5,6 +5,7 @@ refused.
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -46,14 +47,14 @@ def test_killed_at_three_random_steps(overrides, workers, image_rows, start, tra
     code, _, err = train(*overrides, "hydra.run.dir=whole", "runtime.workers=0")
     assert code == 0, err
     killed = [f"runtime.workers={workers}", "hydra.run.dir=killed"]
-    later = random.Random(f"{overrides[0]} {workers}").sample(range(8, 115), 2)
-    for at in (3, *sorted(later)):  # the first one before the first checkpoint
+    draw = random.Random(f"{overrides[0]} {workers}").randint
+    for at in (3, draw(20, 50), draw(70, 115)):  # the first one before the first checkpoint
         process = start(*overrides, *killed)
         while rows_written(tmp_path / "killed") < at and process.poll() is None:
             time.sleep(0.001)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        process.kill()
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err
     code, out, err = train(*overrides, *killed)
     assert code == 0 and out.splitlines()[-1] == "run: killed", err
     assert "from step" in err
@@ -87,6 +88,21 @@ def test_signal_saves_and_says_how_to_continue(signum, start, train, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
     code, _, err = train(*overrides)
     assert code == 0 and "continuing run from step" in err
+
+
+def test_changed_data_is_refused_and_nothing_is_touched(text_rows, cache, tmp_path):
+    rows = tmp_path / "rows"
+    shutil.copytree(text_rows, rows)
+    data = ["data=wikitext2", f"data.path={rows}", "data.tokenizer=train"]
+    cfg = config(*data, "scale=smoke", "logger=none", f"runtime.cache={cache}")
+    run(cfg, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.json*")}
+    split = rows / "wikitext-2-v1" / "train-00000-of-00001.parquet"
+    shutil.copy(split.with_name("test-00000-of-00001.parquet"), split)
+    with pytest.raises(BadInput, match="was trained on data with fingerprint"):
+        run(cfg, tmp_path / "run")
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.json*")}
 
 
 @pytest.fixture

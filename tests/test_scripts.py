@@ -66,13 +66,11 @@ def test_wandb_offline_mirrors_the_metrics(start, tmp_path):
     last: dict = {}
     for row in metrics(tmp_path / "run"):
         last |= {k: v for k, v in row.items() if k != "step"}
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    last |= {k: v for k, v in result.items() if k.startswith("test/")}
     found: dict = {}
     for row in history:
         found |= row
-    assert last.keys() <= found.keys()
-    assert {k: found[k] for k in last} == last
+    assert "test/perplexity" in last and "attention/0/dead_scorer" in last
+    assert {k: found.get(k) for k in last} == last
     assert "memory/peak_mib" in found  # timing.jsonl is mirrored too
 
 

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config import Config
 from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
+from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
 
 FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
@@ -92,7 +93,9 @@ def _problems(overrides: list[str], configs: Path) -> Iterator[str]:
     """Every problem of one job: compose, and on a bad override go on without it."""
     while True:
         try:
-            validate(plain(compose_config(overrides, configs)))
+            composed = compose_config(overrides, configs, hydra=True)
+            cfg = validate(plain(composed))
+            RunFolder(run_path(cfg, composed.hydra.run.dir), cfg).check()
             return
         except BadInput as error:
             yield from str(error).splitlines()
@@ -136,8 +139,14 @@ def compose_config(overrides: list[str], configs: Path, hydra: bool = False) -> 
 
 
 def plain(composed) -> dict:
-    """Hydra's configuration as a plain dict, interpolations resolved."""
-    return OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
+    """The composed configuration without Hydra's own as a plain dict, interpolations resolved."""
+    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    return OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+
+
+def run_path(cfg: Config, chosen: str) -> Path:
+    """The run folder: Hydra's run.dir if the user chose one, else by configuration."""
+    return Path(cfg.folder if chosen == "." else chosen)
 
 
 def load(folder: Path) -> Config:

@@ -11,6 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Sections that cannot change a result; they may differ from one start of a run to the next.
+UNHASHED = {"logger", "runtime"}
+
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 1
 
@@ -132,7 +135,7 @@ class Logger(Section):
 
 
 class Runtime(Section):
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Literal["auto", "cpu", "cuda"]
     threads: PositiveInt | None
     workers: Annotated[int, Field(ge=0, le=64)]
     compile: bool
@@ -174,7 +177,7 @@ class Config(Section):
     @property
     def hash(self) -> str:
         """Eight hex digits over everything that can change the result (so not logger, runtime)."""
-        kept = self.model_dump(exclude={"logger", "runtime", "code_version"})
+        kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -199,6 +202,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
                 f"model.d_prime={model.d_prime}: must be at most the head width "
                 f"arch.width / arch.heads = {arch.head_width}; null means no projection"
             )
+        if model.projection_bias and model.d_prime is None:
+            yield "model.projection_bias=true: model.d_prime=null has no projection"
         if model.neural_layers != "all":
             if max(model.neural_layers) >= arch.layers:
                 yield (
@@ -236,6 +241,11 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         )
     if trainer.max_steps is None and trainer.epochs is None:
         yield "trainer.max_steps=null: set it or trainer.epochs"
+    if (trainer.schedule == "step") != bool(trainer.drop_epochs):
+        yield (
+            f"trainer.drop_epochs={trainer.drop_epochs}: trainer.schedule=step needs some, "
+            f"other schedules take none; it is {trainer.schedule}"
+        )
     for key in ("warmup_steps", "eval_every"):
         value = getattr(trainer, key)
         if trainer.max_steps and value and value > trainer.max_steps:

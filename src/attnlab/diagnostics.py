@@ -64,7 +64,7 @@ def _constant_rows(scores: Tensor, causal: bool) -> Tensor:
 
 
 def warn_if_dead(shares: dict[str, float], step: int) -> None:
-    """Say what a dead scorer means, once for each layer that has one."""
+    """Say what a dead scorer means, for each layer that has one."""
     for key, share in shares.items():
         if share == 1:
             layer = key.split("/")[1]

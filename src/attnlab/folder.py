@@ -15,10 +15,8 @@ from typing import Any
 
 import yaml
 
-from attnlab.config import CODE_VERSION, Config
+from attnlab.config import CODE_VERSION, UNHASHED, Config
 from attnlab.errors import BadInput, FolderInUse
-
-UNHASHED = {"logger", "runtime"}  # may change from one start of a run to the next
 
 
 class RunFolder:
@@ -44,7 +42,8 @@ class RunFolder:
 
     def check(self) -> None:
         """Refuse, before anything is prepared, a folder that this run cannot use."""
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        around = (self.path, *self.path.absolute().parents)
+        existing = next(p for p in around if os.path.exists(p))
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise BadInput(f"run folder {self.path}: {existing} is not a writable folder")
         file = self.path / "config.yaml"
@@ -66,6 +65,8 @@ class RunFolder:
             self._lock = open(self.path / ".lock", "a+")
         except OSError as error:
             raise BadInput(f"run folder {self.path}: cannot be written: {error}") from None
+        # a loader's worker may outlive a killed run for seconds; it must not hold the lock
+        os.register_at_fork(after_in_child=self._lock.close)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -83,6 +84,11 @@ class RunFolder:
 
     def __exit__(self, *exception) -> None:
         self._lock.close()
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder if nothing is in it: Hydra makes it before we can look."""
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""

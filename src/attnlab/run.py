@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from attnlab.config import Config
-from attnlab.data.loader import build_data
+from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
 from attnlab.device import choose_device
-from attnlab.errors import Interrupted
-from attnlab.folder import RunFolder, environment
+from attnlab.errors import BadInput, Interrupted
+from attnlab.folder import Ledger, RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -33,58 +33,64 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     folder = RunFolder(path, cfg)
     folder.check()
     result = folder.result
-    if result is None:
-        device = choose_device(cfg)
-        data = build_data(cfg)
-        total_steps(
-            cfg, len(data.train())
-        )  # a budget that cannot be is refused before a folder is made
-        with folder:
-            (path / "failed.txt").unlink(missing_ok=True)
-            try:
-                result = train_and_test(cfg, data, device, folder)
-            except Interrupted:
-                folder.write_json("result.json", {"status": "interrupted", **identity(cfg)})
-                raise
-            except Exception as error:
-                (path / "failed.txt").write_text(f"{type(error).__name__}: {error}\n")
-                folder.write_json("result.json", {"status": "failed", **identity(cfg)})
-                raise
-    else:
+    if result is not None:
         print("already finished:")
+    else:
+        try:
+            device, data = choose_device(cfg), build_data(cfg)
+            total_steps(cfg, len(data.train()))  # an impossible budget is refused here
+            with folder:
+                result = train_and_test(cfg, data, device, folder)
+        except BadInput:
+            folder.discard_if_empty()
+            raise
     for key, value in result.items():
         print(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
     print(f"run: {path}")
     return result
 
 
-def train_and_test(cfg: Config, data, device: torch.device, folder: RunFolder) -> dict[str, Any]:
-    """Fit, then measure the best checkpoint on the test split, once."""
-    began = time.perf_counter()
+def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
+    """Fit, then measure the best checkpoint on the test split, once; what result.json holds."""
+    state = checkpoint.load_newest(folder.checkpoints)
+    if state:
+        same_data(state, data, folder.path)  # before anything in the folder is touched
     env = environment(device)
     folder.write_json("env.json", env)
     if isinstance(data, TextData):
         shutil.copyfile(data.tokenizer_file, folder.path / "tokenizer.json")
-    model = build(cfg, data).to(device)
+    failed = folder.path / "failed.txt"
+    failed.unlink(missing_ok=True)
     tracker = Tracker(cfg, folder.path, env)
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
-        summary = fit(cfg, data, model, folder, tracker)
+        model = build(cfg, data).to(device)
+        summary = fit(cfg, data, model, folder, tracker, state)
+        began = time.perf_counter()
         tested = test(cfg, data, model, folder.path)
-        tracker.log({"step": summary["steps"], **tested})
-        result = {
+        row = {"step": summary["steps"], **tested}
+        metrics = Ledger(folder.path / "metrics.jsonl")
+        if metrics.rows()[-1] != row:  # a kill after this row, before result.json, leaves it there
+            metrics.append(row, sync=True)
+        tracker.log(row)
+        summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
+        result |= {
             "status": "finished",
-            **identity(cfg),
             "data_fingerprint": data.fingerprint,
             **parameter_counts(model),
             **tested,
             **summary,
-            "wall_s": round(time.perf_counter() - began, 1),
         }
-        folder.write_json("result.json", result)
+        return result
+    except Interrupted:
+        result["status"] = "interrupted"
+        raise
+    except Exception as error:
+        failed.write_text(f"{type(error).__name__}: {error}\n")
+        raise
     finally:
+        folder.write_json("result.json", result)
         tracker.finish(result)
-    return result
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -99,7 +105,16 @@ def identity(cfg: Config) -> dict[str, Any]:
     }
 
 
-def build(cfg: Config, data) -> Transformer:
+def same_data(state: dict[str, Any], data: Data, path: Path) -> None:
+    """Errors: `BadInput` if a checkpoint was made with other data than there is now."""
+    if state["data"] != data.fingerprint:
+        raise BadInput(
+            f"run folder {path}: was trained on data with fingerprint {state['data']}, which is "
+            f"now {data.fingerprint}; restore the data, or start in another folder"
+        )
+
+
+def build(cfg: Config, data: Data) -> Transformer:
     """The configured model for this data set, on the CPU."""
     if isinstance(data, TextData):
         return build_model(cfg, inputs=data.vocab, outputs=data.vocab, tokens=data.block)
@@ -108,12 +123,14 @@ def build(cfg: Config, data) -> Transformer:
     return build_model(cfg, inputs=3 * patch**2, outputs=data.classes, tokens=tokens)
 
 
-def test(cfg: Config, data, model: torch.nn.Module, path: Path) -> dict[str, float]:
+def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:
     """Test metrics of the run's best checkpoint; for text, the unigram perplexity of the same
     tokens.
     """
     device = next(model.parameters()).device
-    model.load_state_dict(checkpoint.load_best(path / "checkpoints")["model"])
+    best = checkpoint.load_best(path / "checkpoints")
+    same_data(best, data, path)
+    model.load_state_dict(best["model"])
     metrics = evaluate(model, data, "test", cfg.trainer.micro, precision(cfg, device))
     if isinstance(data, TextData):
         metrics["test/unigram_perplexity"] = math.exp(data.unigram_loss("test"))

@@ -17,5 +17,3 @@ def reseed(device: torch.device | None, *parts: int | str) -> None:
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
         torch.cuda.manual_seed(seed)
-    elif device is not None and device.type == "mps":
-        torch.mps.manual_seed(seed)

@@ -42,13 +42,13 @@ class Tracker:
             log.warning("W&B is off from step %d: %s", row["step"], error)
             self._run = None
 
-    def finish(self, result: dict[str, Any] | None = None) -> None:
-        """Close the run; with the result's numbers as its summary."""
+    def finish(self, result: dict[str, Any]) -> None:
+        """Close the run, with result.json as its summary."""
         if self._run is None:
             return
         try:
-            self._run.summary.update(result or {})
-            self._run.finish(exit_code=0 if result else 1)
+            self._run.summary.update(result)
+            self._run.finish(exit_code=0 if result["status"] == "finished" else 1)
         except Exception as error:
             log.warning("W&B did not finish: %s", error)
         self._run = None

@@ -1,10 +1,12 @@
 """Prepared arrays on disk: written once, whole or not at all, verified when opened."""
 
+import contextlib
 import hashlib
 import inspect
 import json
 import logging
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -13,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from attnlab.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +33,32 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]
     folder = root / f"{name}-{digest(json.dumps(key, sort_keys=True).encode())[:16]}"
     if folder.is_dir() and not _whole(folder):
         log.warning("%s: damaged on disk; preparing it again", folder)
-        shutil.rmtree(folder)
+        aside = root / f".damaged-{secrets.token_hex(4)}"
+        with contextlib.suppress(OSError):  # another run may have been faster
+            os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     if not folder.is_dir():
         log.info("preparing %s data in %s", name, folder)
-        root.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".part-", dir=root))
+        content = build()
         try:
-            _write(made, key, build())
-            os.rename(made, folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another run was faster, with the same content
-                raise
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+            _publish(folder, key, content)
+        except OSError as error:
+            raise BadInput(f"runtime.cache={root}: cannot be written: {error}") from None
     return folder
+
+
+def _publish(folder: Path, key: dict, content: dict) -> None:
+    """Write everything beside `folder`, then give it its name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        _write(made, key, content)
+        os.rename(made, folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another run was faster, with the same content
+            raise
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _write(folder: Path, key: dict, content: dict) -> None:

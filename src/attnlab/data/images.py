@@ -143,7 +143,7 @@ def _decode(source: Rows, data: Image) -> dict[str, np.ndarray]:
             images = [np.asarray(i.convert("RGB")) for i in rows[data.image_column]]
             files[f"{split}_pixels.npy"] = np.stack(images)
             files[f"{split}_labels.npy"] = np.array(rows[data.label_column], dtype=np.int64)
-        except (AttributeError, OSError, TypeError, ValueError) as error:
+        except Exception as error:  # arrow's and the decoder's errors share no base class
             raise BadInput(
                 f"{source.where}: split {split}, columns {data.image_column} and "
                 f"{data.label_column} are not images of one size with labels: {error}"

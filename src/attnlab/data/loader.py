@@ -10,19 +10,17 @@ from torch.utils.data import DataLoader
 from attnlab.config import Config
 from attnlab.data.images import ImageData, build_images
 from attnlab.data.text import TextData, build_text
-from attnlab.errors import BadInput
 from attnlab.seeding import derive_seed
 
+Data = TextData | ImageData
 
-def build_data(cfg: Config) -> TextData | ImageData:
+
+def build_data(cfg: Config) -> Data:
     """The configured data set. Errors: `BadInput` (see `build_text`, `build_images`)."""
     cache = Path(cfg.runtime.cache)
-    try:
-        if cfg.data.kind == "text":
-            return build_text(cfg.data, cache)
-        return build_images(cfg.data, cfg.seed, cache)
-    except PermissionError as error:
-        raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
+    if cfg.data.kind == "text":
+        return build_text(cfg.data, cache)
+    return build_images(cfg.data, cfg.seed, cache)
 
 
 class Order:
@@ -63,7 +61,7 @@ class MicroBatches:
             yield self.order.keys(i * self.size, (i + 1) * self.size)
 
 
-def train_loader(data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
+def train_loader(data: Data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
     """Micro-batches of steps `first` to `last` - 1, trainer.batch_size / micro_batch_size each
     step.
     """
@@ -74,7 +72,7 @@ def train_loader(data, cfg: Config, first: int, last: int, pin: bool) -> DataLoa
     return _loader(dataset, batches, cfg.runtime.workers, pin)
 
 
-def eval_loader(data, split: str, batch_size: int, pin: bool = False) -> DataLoader:
+def eval_loader(data: Data, split: str, batch_size: int, pin: bool = False) -> DataLoader:
     """Every window or image of a split once, in order; the last batch may be smaller."""
     dataset = data.evaluation(split)
     n = len(dataset)

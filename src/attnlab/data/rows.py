@@ -11,7 +11,7 @@ from attnlab.data.cache import file_digest
 from attnlab.errors import BadInput
 from attnlab.net import prepare_hub
 
-DATA_FILES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".md"}
+STRINGS = ("string", "large_string")
 
 
 class Rows:
@@ -41,9 +41,9 @@ class Rows:
         """
         if not self.folder.is_dir():
             return "|".join(self._loaded[split]._fingerprint for split in self.splits)
-        total = hashlib.sha256()
+        total = hashlib.sha256(f"{self.data.config}\n".encode())
         for file in sorted(self.folder.rglob("*")):
-            if file.is_file() and file.suffix in DATA_FILES:
+            if file.is_file():
                 total.update(f"{file.relative_to(self.folder)} {file_digest(file)}\n".encode())
         return total.hexdigest()
 
@@ -77,6 +77,9 @@ class Rows:
                 raise BadInput(
                     f"{self.where}: split {split} has no column {', '.join(missing)}; it has {has}"
                 )
+            if "text" in self.columns and loaded[split].features["text"].dtype not in STRINGS:
+                found = loaded[split].features["text"]
+                raise BadInput(f"{self.where}: split {split}, column text is no text but {found}")
             if not len(loaded[split]):
                 raise BadInput(f"{self.where}: split {split} is empty")
         return loaded

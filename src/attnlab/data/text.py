@@ -138,7 +138,7 @@ def _tokenizer(data: Text, source):
     except Exception as error:  # the hub's errors share no base class
         raise BadInput(
             f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
-            "data.tokenizer=<path of a tokenizer.json> or data.tokenizer=train need no network"
+            "without a network: data.tokenizer=train or a tokenizer.json, and data.path=<folder>"
         ) from None
     return digest(tokenizer.to_str().encode()), lambda: tokenizer
 

@@ -23,7 +23,10 @@ def collect(root: Path) -> list[dict[str, Any]]:
 def _row(folder: Path) -> dict[str, Any]:
     file = folder / "result.json"
     if file.is_file():
-        return {**json.loads(file.read_text()), "folder": str(folder)}
+        result = json.loads(file.read_text())
+        health = [v for k, v in result.items() if k.endswith("/dead_scorer")]
+        # of the layer with most of them
+        return {**result, "dead_scorer": max(health, default=None), "folder": str(folder)}
     cfg = yaml.safe_load((folder / "config.yaml").read_text())
     return {
         "status": "unfinished",  # running, or killed
@@ -41,11 +44,12 @@ COLUMNS = {
     "model": "model",
     "seed": "seed",
     "scale": "scale",
+    "protocol": "protocol",
     "status": "status",
     "test/perplexity": "test perplexity",
     "test/unigram_perplexity": "unigram",
     "test/accuracy": "test accuracy",
-    "best/attention/0/dead_scorer": "dead scorer",
+    "dead_scorer": "dead scorer",
     "params": "parameters",
     "tokens_per_s": "tokens/s",
     "samples_per_s": "samples/s",

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.data.loader import eval_loader
+from attnlab.data.loader import Data, eval_loader
 from attnlab.data.text import TextData
 
 
@@ -16,7 +16,9 @@ def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data, split: str, batch_size: int, autocast) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, data: Data, split: str, batch_size: int, autocast
+) -> dict[str, float]:
     """Metrics of one split, keyed `<prefix>/<metric>` with prefix val or test.
 
     Text: loss (nats per token, each token but the split's first scored once, with up to

@@ -12,20 +12,26 @@ from typing import Any
 
 import torch
 
+from attnlab.device import release_freed_memory
+
 WARM_UP = 5  # first steps of a process: allocation, compilation
 
 
 class Meter:
-    """Call `start` before and `stop` after each step; `samples` and `tokens` are those of one
-    step.
+    """Call `start` before and `stop` after each step of so many `samples` and `tokens`.
+
+    earlier: timing rows of this run's earlier processes; the summary covers them too.
     """
 
-    def __init__(self, device: torch.device, samples: int, tokens: int):
+    def __init__(
+        self, device: torch.device, samples: int, tokens: int, earlier: list[dict[str, Any]]
+    ):
         self.device, self.samples, self.tokens = device, samples, tokens
-        self.steps_ms: list[float] = []
+        self.rows = list(earlier)
+        self._before = earlier[-1]["wall_s"] if earlier else 0.0
         self._window: list[float] = []
         self._waited = self._seen = 0
-        self.began = time.perf_counter()
+        self._began = time.perf_counter()
         reset_peak_memory(device)
 
     def start(self) -> None:
@@ -47,37 +53,56 @@ class Meter:
             torch.cuda.synchronize(self.device)
         self._seen += 1
         if self._seen > WARM_UP:
-            spent = time.perf_counter() - self._t
-            self.steps_ms.append(1000 * spent)
-            self._window.append(spent)
+            self._window.append(time.perf_counter() - self._t)
             self._waited += self._waited_now
+
+    def wall_s(self) -> float:
+        """Seconds since the run began, in all its processes, not counting pauses between them."""
+        return round(self._before + time.perf_counter() - self._began, 3)
 
     def row(self, step: int) -> dict[str, Any]:
         """The timing row of the steps since the last one."""
-        spent = sum(self._window)
         row = {
             "step": step,
-            "wall_s": round(time.perf_counter() - self.began, 3),
+            "wall_s": self.wall_s(),
             "memory/peak_mib": peak_memory_mib(self.device),
         }
-        if spent:
-            n = len(self._window)
-            row["throughput/samples_per_s"] = round(n * self.samples / spent, 2)
-            if self.tokens:
-                row["throughput/tokens_per_s"] = round(n * self.tokens / spent, 1)
-            row["data_wait"] = round(self._waited / spent, 4)  # share of the time
+        if self._window:
+            n, spent = len(self._window), sum(self._window)
+            row |= {
+                "timed_steps": n,
+                "timed_s": round(spent, 6),
+                "step_ms_median": round(1000 * statistics.median(self._window), 3),
+                "data_wait": round(self._waited / spent, 4),  # share of the time
+                **self._throughput(n, spent),
+            }
         self._window, self._waited = [], 0.0
+        self.rows.append(row)
         return row
 
+    def _throughput(self, steps: int, seconds: float) -> dict[str, float]:
+        per_s = {"throughput/samples_per_s": round(steps * self.samples / seconds, 2)}
+        if self.tokens:
+            per_s["throughput/tokens_per_s"] = round(steps * self.tokens / seconds, 1)
+        return per_s
+
     def summary(self) -> dict[str, Any]:
-        """What result.json says; None where too few steps were timed."""
-        median = statistics.median(self.steps_ms) if self.steps_ms else None
-        mean = statistics.fmean(self.steps_ms) / 1000 if self.steps_ms else None
+        """What result.json says of the whole run; None where too few steps were timed.
+
+        step_ms_median is the median of the rows' medians, peak_memory_mib the largest peak.
+        """
+        timed = [row for row in self.rows if "timed_s" in row]
+        per_s: dict[str, float] = {}
+        if timed:
+            per_s = self._throughput(
+                sum(row["timed_steps"] for row in timed), sum(row["timed_s"] for row in timed)
+            )
+        medians = [row["step_ms_median"] for row in timed]
         return {
-            "tokens_per_s": round(self.tokens / mean, 1) if mean and self.tokens else None,
-            "samples_per_s": round(self.samples / mean, 2) if mean else None,
-            "step_ms_median": round(median, 2) if median else None,
-            "peak_memory_mib": peak_memory_mib(self.device),
+            "tokens_per_s": per_s.get("throughput/tokens_per_s"),
+            "samples_per_s": per_s.get("throughput/samples_per_s"),
+            "step_ms_median": round(statistics.median(medians), 2) if medians else None,
+            "peak_memory_mib": max(row["memory/peak_mib"] for row in self.rows),
         }
 
 
@@ -86,6 +111,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
+        release_freed_memory()
         with contextlib.suppress(OSError):  # where forbidden, the peak includes start-up
             Path("/proc/self/clear_refs").write_text("5")
 

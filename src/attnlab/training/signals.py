@@ -30,7 +30,9 @@ def stop_signals() -> Iterator[Stop]:
         for s in SIGNALS:
             signal.signal(s, signal.SIG_DFL)
 
-    before = {s: signal.signal(s, request) for s in SIGNALS}
+    # what the user chose to ignore (nohup) stays ignored
+    heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, request) for s in heeded}
     try:
         yield stop
     finally:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attnlab.config import Config
-from attnlab.data.loader import Order, train_loader
+from attnlab.data.loader import Data, Order, train_loader
 from attnlab.data.text import TextData
-from attnlab.diagnostics import dead_scorers, warn_if_dead
+from attnlab.diagnostics import SEQUENCES, dead_scorers, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
-from attnlab.folder import Ledger, RunFolder
+from attnlab.folder import Ledger, RunFolder, write_atomic
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -47,9 +47,14 @@ class Progress:
 
 
 def fit(
-    cfg: Config, data, model: nn.Module, folder: RunFolder, tracker: Tracker
+    cfg: Config,
+    data: Data,
+    model: nn.Module,
+    folder: RunFolder,
+    tracker: Tracker,
+    state: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Train to the end of the budget, from the newest checkpoint if there is one.
+    """Train to the end of the budget, from the checkpoint `state` if there is one.
 
     Returns best/* metrics, steps, samples seen and the timing summary; best.pt holds the weights
     of the best evaluation. Errors: `NonFinite` before an update with a loss or gradient that is
@@ -63,7 +68,9 @@ def fit(
     optimizer = build_optimizer(model, options)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     metrics, timing = Ledger(folder.path / "metrics.jsonl"), Ledger(folder.path / "timing.jsonl")
-    progress = resume(folder, model, optimizer, scaler, data.fingerprint)
+    progress = restore(state, model, optimizer, scaler)
+    if state:
+        log.info("continuing %s from step %d", folder.path, progress.step)
     for ledger in (metrics, timing):
         ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
     compiled = torch.compile(model) if cfg.runtime.compile else model
@@ -89,8 +96,8 @@ def fit(
         warn_if_dead({k: v for k, v in row.items() if k.startswith("attention/")}, progress.step)
         if selection.better(row, progress.best):
             progress.best = {**row, "step": progress.step}
-            content = checkpoint.dump({"model": model.state_dict(), **progress.best})
-            checkpoint.write_atomic(folder.checkpoints / "best.pt", content)
+            best = {"model": model.state_dict(), "data": data.fingerprint, **progress.best}
+            write_atomic(folder.checkpoints / "best.pt", checkpoint.dump(best))
         return row
 
     sample = selection.sample(device)
@@ -102,7 +109,7 @@ def fit(
     batches = iter(loader)
     per_step = options.batch_size // options.micro
     tokens = options.batch_size * data.block if isinstance(data, TextData) else 0
-    meter = Meter(device, options.batch_size, tokens)
+    meter = Meter(device, options.batch_size, tokens, timing.rows())
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
     with stop_signals() as stop, bar:
@@ -165,7 +172,8 @@ def fit(
                 raise Interrupted(stop.signum, text + "the same command continues")
     best = {f"best/{key}": value for key, value in progress.best.items()}
     samples = total * options.batch_size
-    return {"steps": total, "samples_seen": samples, **best, **meter.summary()}
+    timed = {**meter.summary(), "wall_s": meter.wall_s()}
+    return {"steps": total, "samples_seen": samples, **best, **timed}
 
 
 def total_steps(cfg: Config, dataset_size: int) -> int:
@@ -194,27 +202,20 @@ def precision(cfg: Config, device: torch.device):
     return partial(torch.autocast, device.type, DTYPE[cfg.trainer.precision])
 
 
-def resume(folder: RunFolder, model, optimizer, scaler, fingerprint: str) -> Progress:
-    """Load the newest checkpoint into model, optimizer and scaler; step 0 if there is none."""
-    state = checkpoint.load_newest(folder.checkpoints)
+def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
+    """Put a checkpoint into model, optimizer and scaler; without one, stay at step 0."""
     if state is None:
         return Progress()
-    if state["data"] != fingerprint:
-        raise BadInput(
-            f"run folder {folder.path}: was trained on data {state['data']}, "
-            f"which is now {fingerprint}; restore the data or start in another folder"
-        )
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    log.info("continuing %s from step %d", folder.path, state["step"])
     return Progress(**{key: state[key] for key in vars(Progress())})
 
 
 class Selection:
     """On which split and by which metric the best checkpoint is chosen."""
 
-    def __init__(self, cfg: Config, data):
+    def __init__(self, cfg: Config, data: Data):
         self.data = data
         self.split = cfg.trainer.select_on
         prefix = "test" if self.split == "test" else "val"
@@ -232,7 +233,7 @@ class Selection:
     def sample(self, device: torch.device) -> Tensor:
         """A few inputs of the split, for diagnostics."""
         dataset = self.data.evaluation(self.split)
-        count = min(4, len(dataset))
+        count = min(SEQUENCES, len(dataset))
         return dataset.__getitems__([(0, i) for i in range(count)])[0].to(device)
 
 
