@@ -262,10 +262,10 @@ def test_unreachable_hub_names_the_way_out(tokenizer, train, tmp_path):
     assert not (tmp_path / "here").exists()
 
 
-def test_unwritable_cache_is_named(text_rows, tmp_path):
+def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match=r"runtime.cache=.*file: cannot be written"):
-        wikitext(text_rows, tmp_path / "file")
+    with pytest.raises(BadInput, match=r"runtime.cache=.*file/x: cannot be written"):
+        build_data(config(f"runtime.cache={tmp_path}/file/x"))
 
 
 def test_blocks_are_windows_of_the_array():

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from attnlab.config import Config
 from attnlab.data.images import ImageData, build_images
 from attnlab.data.text import TextData, build_text
+from attnlab.errors import BadInput
 from attnlab.seeding import derive_seed
 
 Data = TextData | ImageData
@@ -18,6 +19,10 @@ Data = TextData | ImageData
 def build_data(cfg: Config) -> Data:
     """The configured data set. Errors: `BadInput` (see `build_text`, `build_images`)."""
     cache = Path(cfg.runtime.cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
     if cfg.data.kind == "text":
         return build_text(cfg.data, cache)
     return build_images(cfg.data, cfg.seed, cache)
