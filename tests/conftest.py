@@ -44,7 +44,9 @@ def start(tmp_path, cache):
     """Start train.py as a process in an empty folder; returns its Popen."""
 
     def popen(*overrides: str, script: str = "train.py", **env: str) -> subprocess.Popen:
-        fixed = [f"runtime.cache={cache}", "logger=none"] if script == "train.py" else []
+        fixed = [f"runtime.cache={cache}"] if script == "train.py" else []
+        if fixed and not any(o.startswith("logger=") for o in overrides):
+            fixed.append("logger=none")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
         return subprocess.Popen(
             [sys.executable, str(ROOT / script), *overrides, *fixed],
