@@ -206,6 +206,7 @@ GOOD = {"text": [" one two three \n"] * 60}
             "no column text; it has txt",
         ),
         ({s: {"text": [1, 2]} for s in ("train", "validation", "test")}, "is no text but"),
+        ({"train": GOOD, "validation": {"text": []}, "test": GOOD}, "validation-.* has no rows"),
         ({"train": GOOD, "validation": {"text": [""]}, "test": GOOD}, "split validation is empty"),
         (
             {"train": GOOD, "validation": {"text": [" a \n", None]}, "test": GOOD},
@@ -250,7 +251,9 @@ def test_missing_sources_are_named(text_rows, cache, override, message):
 
 def test_wrong_image_columns_are_named(image_rows, cache):
     cfg = config("data=cifar10", f"data.path={image_rows}", "data.label_column=fine_label")
-    with pytest.raises(BadInput, match="no column fine_label; it has img, label"):
+    with pytest.raises(
+        BadInput, match=r"^data.path=\S+: split train has no column fine_label; it has img, label$"
+    ):
         build_data(cfg)
 
 

@@ -137,9 +137,10 @@ def _decode(source: Rows, data: Image) -> dict[str, np.ndarray]:
 
     files = {}
     for split in ("train", "test"):
+        rows = source[split]
         try:
             # files written without the hub's type information hold images as bytes
-            rows = source[split].cast_column(data.image_column, datasets.Image())
+            rows = rows.cast_column(data.image_column, datasets.Image())
             images = [np.asarray(i.convert("RGB")) for i in rows[data.image_column]]
             files[f"{split}_pixels.npy"] = np.stack(images)
             files[f"{split}_labels.npy"] = np.array(rows[data.label_column], dtype=np.int64)

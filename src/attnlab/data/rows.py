@@ -90,11 +90,13 @@ class Rows:
         files = sorted(self.folder.rglob("*.parquet"))
         for file in files:
             try:
-                pyarrow.parquet.read_metadata(file)
+                count = pyarrow.parquet.read_metadata(file).num_rows
             except Exception as error:
                 size = file.stat().st_size
                 why = str(error).splitlines()[0]
                 raise BadInput(f"{self.where}: {file} ({size} bytes) is damaged: {why}") from None
+            if not count:
+                raise BadInput(f"{self.where}: {file} has no rows")
 
     def _explain(self, error: Exception, local: bool) -> str:
         while error.__cause__ is not None:  # the reason is at the bottom
