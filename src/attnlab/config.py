@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 UNHASHED = {"logger", "runtime"}
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -71,6 +71,7 @@ class Neural(Section):
     score_scale: bool
     per_head: bool
     projection_bias: bool
+    backend: Literal["auto", "eager", "chunked", "cpp", "triton"]
 
 
 class Text(Section):

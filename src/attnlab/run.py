@@ -15,7 +15,7 @@ from attnlab.data.text import TextData
 from attnlab.device import choose_device
 from attnlab.errors import BadInput, Interrupted
 from attnlab.folder import Ledger, RunFolder, environment
-from attnlab.models.transformer import Transformer, build_model, parameter_counts
+from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
@@ -39,6 +39,7 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
         try:
             device, data = choose_device(cfg), build_data(cfg)
             total_steps(cfg, len(data.train()))  # an impossible budget is refused here
+            try_mechanism(cfg, device)  # and a backend that cannot serve
             with folder:
                 result = train_and_test(cfg, data, device, folder)
         except BadInput:

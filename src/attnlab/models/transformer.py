@@ -130,6 +130,17 @@ def build_mechanism(cfg: Config, layer: int) -> nn.Module:
     return ATTENTION["dot_product"](DotProduct(name="dot", mechanism="dot_product"), cfg.arch)
 
 
+def try_mechanism(cfg: Config, device: torch.device) -> None:
+    """One token through the configured mechanism, which also builds the kernels it needs.
+
+    Errors: `BadInput` if model.backend cannot serve here.
+    """
+    token = torch.zeros(1, cfg.arch.heads, 1, cfg.arch.head_width, device=device)
+    mechanism = ATTENTION[cfg.model.mechanism](cfg.model, cfg.arch).to(device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        mechanism(token, token, token, causal=cfg.arch.body == "lm")
+
+
 def build_model(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer:
     """The configured model with initial values that depend only on cfg.seed and each module's
     name.

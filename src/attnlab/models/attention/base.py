@@ -4,7 +4,6 @@ Shapes here and in the mechanisms: B batch, H heads, N tokens, D head width, P =
 width.
 """
 
-import torch
 from torch import Tensor, nn
 
 
@@ -19,8 +18,3 @@ class Attention(nn.Module):
         q, k, v: (B, H, N, D). causal: query i sees keys 0 to i only. Returns (B, H, N, D).
         """
         raise TypeError(f"{type(self).__name__} does not define forward")
-
-
-def visible(n: int, device: torch.device) -> Tensor:
-    """Causal mask (N, N): True where query i may see key j, j <= i."""
-    return torch.ones(n, n, dtype=torch.bool, device=device).tril()

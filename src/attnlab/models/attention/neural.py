@@ -5,8 +5,8 @@
     softmax(A / sqrt(D)) V                       (eq 10)
 
 W_h [Q'_i; K'_j] = W_hq Q'_i + W_hk K'_j exactly, so the first layer is computed once per token
-and summed per pair; the N x N x 2P tensor of eq 7 never exists. This file is the reference that
-fast paths are checked against.
+and summed per pair; the N x N x 2P tensor of eq 7 never exists. `ScoreNetwork.forward` is the
+reference that the fast paths in attnlab.kernels are checked against.
 """
 
 import math
@@ -15,15 +15,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from attnlab.models.attention.base import Attention, visible
-
-ACTIVATIONS = {
-    "relu": torch.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "tanh": torch.tanh,
-    "leaky_relu": nn.functional.leaky_relu,
-}
+from attnlab.activations import ACTIVATIONS
+from attnlab.kernels import neural_attention
+from attnlab.models.attention.base import Attention
 
 
 class HeadLinear(nn.Module):
@@ -46,11 +40,62 @@ class HeadLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, N, inputs) -> (B, H, N, outputs)."""
-        if len(self.weight) == 1:  # one matrix product for all heads
-            bias = None if self.bias is None else self.bias[0, 0]
-            return nn.functional.linear(x, self.weight[0], bias)
-        y = x @ self.weight.mT
-        return y if self.bias is None else y + self.bias
+        return head_linear(x, self.weight, self.bias)
+
+
+def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for weight (groups, outputs, inputs), bias (groups, 1, outputs)."""
+    if len(weight) == 1:  # one matrix product for all heads
+        return nn.functional.linear(x, weight[0], None if bias is None else bias[0, 0])
+    y = x @ weight.mT
+    return y if bias is None else y + bias
+
+
+class ScoreNetwork(nn.ModuleList):
+    """The network of eqs 7-9 on every pair: widths [2P, hidden..., 1], one for all heads
+    (groups = 1) or one each (groups = H).
+    """
+
+    def __init__(self, groups: int, widths: list[int], activation: str):
+        super().__init__(HeadLinear(groups, i, o) for i, o in pairwise(widths))
+        self.activation = activation
+
+    def first_layer(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Shares of queries (B, H, N, h) and keys (B, H, M, h) in the first hidden layer."""
+        w_q, w_k = self[0].weight.chunk(2, dim=-1)  # W_h = [W_hq, W_hk]
+        return head_linear(q, w_q, self[0].bias), head_linear(k, w_k)
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """Unscaled scores A (eqs 7-9): q (B, H, N, P), k (B, H, M, P) -> (B, H, N, M)."""
+        a, c = self.first_layer(q, k)
+        y = a.unsqueeze(-2) + c.unsqueeze(-3)  # (B, H, N, M, h)
+        _, *rest = self
+        for layer in rest:
+            y = ACTIVATIONS[self.activation](y)
+            y = layer(y.flatten(2, 3)).unflatten(2, y.shape[2:4])
+        return y.squeeze(-1)
+
+    @property
+    def unfusable(self) -> str | None:
+        """Why the fused kernels do not take this network, in one line, or None."""
+        if len(self) > 3:
+            return f"{len(self) - 1} hidden layers: fused kernels take one or two"
+        return None
+
+    def tables(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor | None, ...]:
+        """What fused kernels start from, in float32 or float64 whatever autocast says: a, c,
+        mid_weight, mid_bias, out_weight as in `attnlab.kernels.ops`.
+        """
+        heads, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            a, c = self.first_layer(q.to(dtype), k.to(dtype))
+            mid_weight = mid_bias = None
+            if len(self) == 3:
+                mid_weight = self[1].weight.expand(heads, -1, -1)
+                mid_bias = self[1].bias.squeeze(1).expand(heads, -1)
+            # The last bias drops out of the softmax: 0 * b gives it its gradient, exactly 0.
+            last = self[-1].weight.squeeze(1) * scale + 0 * self[-1].bias.squeeze(1)
+            return a, c, mid_weight, mid_bias, last.expand(heads, -1)
 
 
 class NeuralAttention(Attention):
@@ -68,28 +113,29 @@ class NeuralAttention(Attention):
         if options.d_prime:
             self.project_q = HeadLinear(groups, head_width, width, options.projection_bias)
             self.project_k = HeadLinear(groups, head_width, width, options.projection_bias)
-        sizes = [2 * width, *options.hidden, 1]
-        self.score_network = nn.ModuleList(HeadLinear(groups, i, o) for i, o in pairwise(sizes))
-        self.activation = ACTIVATIONS[options.activation]
+        self.score_network = ScoreNetwork(
+            groups, [2 * width, *options.hidden, 1], options.activation
+        )
         self.scale = 1 / math.sqrt(head_width) if options.score_scale else 1.0
+        self.backend = options.backend
+
+    def project(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Q' and K' (eqs 5, 6), each (B, H, N, P)."""
+        if self.project_q is None:
+            return q, k
+        return self.project_q(q), self.project_k(k)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Unscaled scores A (eqs 5-9): q, k (B, H, N, D) -> (B, H, N, N)."""
-        if self.project_q is not None:
-            q, k = self.project_q(q), self.project_k(k)
-        first, *rest = self.score_network
-        w_q, w_k = first.weight.chunk(2, dim=-1)  # W_h = [W_hq, W_hk]
-        a = q @ w_q.mT + first.bias  # (B, H, N, h)
-        c = k @ w_k.mT
-        y = a.unsqueeze(-2) + c.unsqueeze(-3)  # (B, H, N, N, h)
-        for layer in rest:
-            y = self.activation(y)
-            y = layer(y.flatten(2, 3)).unflatten(2, y.shape[2:4])
-        return y.squeeze(-1)
+        """Unscaled scores A (eqs 5-9) of q, k (B, H, N, D), by the reference: (B, H, N, N)."""
+        return self.score_network(*self.project(q, k))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-        """See `Attention.forward`."""
-        scores = self.scores(q, k) * self.scale
-        if causal:
-            scores = scores.masked_fill(~visible(q.shape[-2], q.device), -math.inf)
-        return scores.softmax(-1).to(v.dtype) @ v
+        """See `Attention.forward`; model.backend chooses how."""
+        return neural_attention(
+            *self.project(q, k),
+            v,
+            self.score_network,
+            causal=causal,
+            scale=self.scale,
+            backend=self.backend,
+        )

@@ -1,0 +1,83 @@
+"""Fused Neural Attention: one door, four ways to compute the same thing.
+
+    eager    the reference, every tensor in memory; any score network, any device
+    chunked  plain torch, some queries at a time, scores recomputed in the backward; any device
+    cpp      C++ on CPU, compiled on first use
+    triton   CUDA
+
+Shapes: B batch, H heads, N queries, M keys, D head width, P width of what the score network reads,
+h and h2 widths of its hidden layers.
+"""
+
+import functools
+import logging
+import math
+
+import torch
+from torch import Tensor
+
+from attnlab.errors import BadInput
+from attnlab.kernels.ops import BACKENDS, fused_attention
+
+log = logging.getLogger(__name__)
+FASTEST = {"cpu": "cpp", "cuda": "triton"}
+
+
+def neural_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_network,
+    *,
+    causal: bool,
+    scale: float,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 7-10).
+
+    q (B, H, N, P), k (B, H, M, P), v (B, H, M, D); score_network: a `ScoreNetwork`. causal: query
+    i sees key j <= i + M - N, so that the last query sees all keys. Returns (B, H, N, D) in the
+    dtype of v. backend: auto, eager, or one of BACKENDS.
+    Errors: `BadInput` if the named backend cannot serve; auto then takes the next one.
+    """
+    if causal and k.shape[-2] < q.shape[-2]:
+        raise ValueError(f"causal attention of {q.shape[-2]} queries to {k.shape[-2]} keys")
+    if backend != "eager":
+        reason = score_network.unfusable
+        if not reason:
+            arguments = score_network.tables(q, k, scale)
+            backend, reason = _choose(backend, arguments, v, score_network.activation)
+        if not reason:
+            return fused_attention(*arguments, v, score_network.activation, causal, backend)
+        if backend != "auto":
+            raise BadInput(f"model.backend={backend}: {reason}")
+        _say(f"Neural Attention runs by the eager reference: {reason}")
+    scores = score_network(q, k) * scale
+    if causal:
+        scores = scores.masked_fill(~visible(*scores.shape[-2:], q.device), -math.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def visible(n: int, m: int, device: torch.device) -> Tensor:
+    """Causal mask (N, M): True where query i may see key j, j <= i + M - N."""
+    return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
+
+
+def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:
+    """The backend that serves, or the reason why the named one cannot."""
+    if backend != "auto":
+        return backend, BACKENDS[backend].unsupported(*arguments, v, activation)
+    fastest = FASTEST.get(v.device.type)
+    if fastest:
+        reason = BACKENDS[fastest].unsupported(*arguments, v, activation)
+        if not reason:
+            return fastest, None
+        _say(f"Neural Attention runs by the chunked backend: {fastest}: {reason}")
+    return "chunked", BACKENDS["chunked"].unsupported(*arguments, v, activation)
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _say(message: str) -> None:
+    """Log a message, once."""
+    log.warning(message)

@@ -1,0 +1,118 @@
+"""Neural Attention in plain torch, some queries at a time: memory linear in N, any device and
+dtype. Scores are computed one hidden unit at a time, and again in the backward.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnlab.activations import ACTIVATIONS
+
+QUERIES = 64  # in a chunk: its tensors stay in cache
+
+aten = torch.ops.aten
+BACK = {  # gradient through an activation at u
+    "relu": lambda grad, u: aten.threshold_backward(grad, u, 0),
+    "gelu": aten.gelu_backward,
+    "silu": aten.silu_backward,
+    "tanh": lambda grad, u: aten.tanh_backward(grad, u.tanh()),
+    "leaky_relu": lambda grad, u: aten.leaky_relu_backward(grad, u, 0.01, False),
+}
+
+
+def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
+    """See `ops`."""
+    act = ACTIVATIONS[activation]
+    out, lse = v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
+    for rows, keys in _chunks(a.shape[2], c.shape[2], causal):
+        *_, last = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
+        scores = _hide(_mix(out_weight, map(act, last)), causal)
+        lse[:, :, rows] = scores.logsumexp(-1)
+        weights = scores.sub_(lse[:, :, rows, None]).exp_()
+        out[:, :, rows] = weights.to(v.dtype) @ v[:, :, :keys]
+    return out, lse
+
+
+def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal):
+    """See `ops`."""
+    act, back = ACTIVATIONS[activation], BACK[activation]
+    da, dc, dv, d_out = map(torch.zeros_like, (a, c, v, out_weight))
+    d_mid = d_bias = None
+    if mid_weight is not None:
+        d_mid, d_bias = torch.zeros_like(mid_weight), torch.zeros_like(mid_bias)
+    delta = (grad_out * out).sum(-1, keepdim=True, dtype=a.dtype)
+    for rows, keys in _chunks(a.shape[2], c.shape[2], causal):
+        first, *second = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
+        last = second[0] if second else first
+        units = [act(u) for u in last]
+        weights = _hide(_mix(out_weight, units), causal).sub_(lse[:, :, rows, None]).exp_()
+        upstream = grad_out[:, :, rows].to(v.dtype)
+        dv[:, :, :keys] += weights.to(v.dtype).mT @ upstream
+        grad = (upstream @ v[:, :, :keys].mT).to(a.dtype)
+        grad = grad.sub_(delta[:, :, rows]).mul_(weights)  # of the scores
+
+        d_out += _products([grad], units)[:, 0]
+        through = [
+            back(grad * w[:, None, None], u)
+            for w, u in zip(out_weight.unbind(1), last, strict=True)
+        ]
+        if second:
+            d_bias += torch.stack([y.sum((0, 2, 3)) for y in through], 1)
+            d_mid += _products(through, [act(u) for u in first])
+            through = [
+                back(_mix(w, through), u) for w, u in zip(mid_weight.unbind(2), first, strict=True)
+            ]
+        da[:, :, rows] = torch.stack([u.sum(-1) for u in through], -1)
+        dc[:, :, :keys] += torch.stack([u.sum(-2) for u in through], -1)
+    return da, dc, d_mid, d_bias, d_out, dv
+
+
+def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | None:
+    """Why this backend cannot serve: it always can."""
+    return None
+
+
+def _chunks(n: int, m: int, causal: bool):
+    """Rows of queries and how many keys the last of them sees."""
+    for start in range(0, n, QUERIES):
+        stop = min(start + QUERIES, n)
+        yield slice(start, stop), stop + m - n if causal else m
+
+
+def _hidden(a, c, mid_weight, mid_bias, act) -> list[list[Tensor]]:
+    """For each hidden layer its units before the activation, each (B, H, rows, keys)."""
+    first = [
+        x[..., None] + y[..., None, :] for x, y in zip(a.unbind(-1), c.unbind(-1), strict=True)
+    ]
+    if mid_weight is None:
+        return [first]
+    units = [act(u) for u in first]
+    second = [_mix(w, units) for w in mid_weight.unbind(1)]
+    return [
+        first,
+        [y.add_(b[:, None, None]) for y, b in zip(second, mid_bias.unbind(1), strict=True)],
+    ]
+
+
+def _mix(weights: Tensor, units) -> Tensor:
+    """Sum of weight times unit; weights (H, units), each unit (B, H, rows, keys)."""
+    total = None
+    for weight, unit in zip(weights[..., None, None].unbind(1), units, strict=True):
+        total = unit * weight if total is None else total.addcmul_(unit, weight)
+    return total
+
+
+def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
+    """Sums over batch and pairs of every left times every right unit: (H, left, right)."""
+    rows = [torch.stack([(x * y).sum((0, 2, 3)) for y in right], -1) for x in left]
+    return torch.stack(rows, 1)
+
+
+def _hide(scores: Tensor, causal: bool) -> Tensor:
+    """-inf, in place, where a key is not visible: the last row of a chunk sees all its keys."""
+    rows, keys = scores.shape[-2:]
+    if causal:
+        hidden = torch.ones(rows, keys, dtype=torch.bool, device=scores.device)
+        scores.masked_fill_(hidden.triu_(1 + keys - rows), -math.inf)
+    return scores

@@ -1,0 +1,104 @@
+"""The fused backends as one torch operator with a backward of its own, so that autograd, autocast
+and torch.compile work around it.
+
+Every backend is a module with `forward`, `backward` and `unsupported`, on these tensors:
+a (B, H, N, h), c (B, H, M, h): what queries and keys add to the first hidden layer;
+mid_weight (H, h2, h), mid_bias (H, h2): the second hidden layer, or None; out_weight (H, h or h2):
+the output, with the scale of the scores in it; v (B, H, M, D). Outputs: out (B, H, N, D), and lse
+(B, H, N), the logarithm of the softmax's sum.
+"""
+
+import torch
+from torch import Tensor
+
+from attnlab.kernels import chunked, cpp_backend, triton_backend
+
+BACKENDS = {"chunked": chunked, "cpp": cpp_backend, "triton": triton_backend}
+
+Optional = Tensor | None
+
+
+def fused_attention(
+    a: Tensor,
+    c: Tensor,
+    mid_weight: Optional,
+    mid_bias: Optional,
+    out_weight: Tensor,
+    v: Tensor,
+    activation: str,
+    causal: bool,
+    backend: str,
+) -> Tensor:
+    """Attention output (B, H, N, D), differentiable once; shapes in the module's text."""
+    return _forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend)[0]
+
+
+@torch.library.custom_op("attnlab::neural_attention", mutates_args=())
+def _forward(
+    a: Tensor,
+    c: Tensor,
+    mid_weight: Optional,
+    mid_bias: Optional,
+    out_weight: Tensor,
+    v: Tensor,
+    activation: str,
+    causal: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    return BACKENDS[backend].forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal)
+
+
+@_forward.register_fake
+def _(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend):
+    return v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
+
+
+@torch.library.custom_op("attnlab::neural_attention_backward", mutates_args=())
+def _backward(
+    grad_out: Tensor,
+    a: Tensor,
+    c: Tensor,
+    mid_weight: Optional,
+    mid_bias: Optional,
+    out_weight: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    activation: str,
+    causal: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of a, c, mid_weight, mid_bias, out_weight, v; those of absent tensors are left
+    out.
+    """
+    grads = BACKENDS[backend].backward(
+        grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal
+    )
+    return [grad for grad in grads if grad is not None]
+
+
+@_backward.register_fake
+def _(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal, backend):
+    inputs = (a, c, mid_weight, mid_bias, out_weight, v)
+    return [x.new_empty(x.shape) for x in inputs if x is not None]
+
+
+def _setup(ctx, inputs, output):
+    *tensors, ctx.activation, ctx.causal, ctx.backend = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradients(ctx, grad_out, grad_lse):
+    *inputs, out, lse = ctx.saved_tensors
+    found = iter(_backward(grad_out, *inputs, out, lse, ctx.activation, ctx.causal, ctx.backend))
+    return *(None if x is None else next(found) for x in inputs), None, None, None
+
+
+def _refuse(ctx, *grads):
+    raise RuntimeError(
+        "fused Neural Attention has no second derivative; use backend=eager (model.backend=eager)"
+    )
+
+
+_forward.register_autograd(_gradients, setup_context=_setup)
+_backward.register_autograd(_refuse)
