@@ -15,6 +15,7 @@ import torch
 
 from attnlab import cli
 from attnlab.config import Config
+from attnlab.kernels.cpp_backend import cache_folder
 from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +49,7 @@ def start(tmp_path, cache):
         if fixed and not any(o.startswith("logger=") for o in overrides):
             fixed.append("logger=none")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
+        kept["ATTNLAB_KERNELS"] = str(cache_folder())
         return subprocess.Popen(
             [sys.executable, str(ROOT / script), *overrides, *fixed],
             cwd=tmp_path,

@@ -9,8 +9,9 @@ from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnlab.activations import ACTIVATIONS
 from attnlab.models.attention import ATTENTION
-from attnlab.models.attention.neural import ACTIVATIONS, NeuralAttention
+from attnlab.models.attention.neural import NeuralAttention
 
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
@@ -26,7 +27,7 @@ def algorithm_1(module: NeuralAttention, q, k, v, causal):
     y = torch.cat((left, right), dim=-1)  # the N x N x 2d' tensor of eq 7
     *hidden, last = module.score_network
     for layer in hidden:
-        y = module.activation(_per_head(layer, y))
+        y = ACTIVATIONS[module.score_network.activation](_per_head(layer, y))
     scores = _per_head(last, y).squeeze(-1) * module.scale
     if causal:
         later = torch.arange(n)[None, :] > torch.arange(n)[:, None]
@@ -48,6 +49,7 @@ SCORERS = st.fixed_dictionaries(
         "score_scale": st.booleans(),
         "per_head": st.booleans(),
         "projection_bias": st.booleans(),
+        "backend": st.sampled_from(["eager", "auto"]),  # in float64 auto is chunked
     }
 )
 
@@ -99,9 +101,11 @@ def test_rows_are_averages_that_forget_key_order(name):
     torch.testing.assert_close(module(q, k, ones, causal=False), ones)
 
 
+@pytest.mark.parametrize("backend", ["eager", "chunked"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_gradients_of_the_reference(causal):
-    module, arch = mechanism("neural_d2", "model.activation=tanh", "model.per_head=true")
+def test_gradients_by_differences(causal, backend):
+    options = "model.activation=tanh", "model.per_head=true", f"model.backend={backend}"
+    module, arch = mechanism("neural_d2", *options)
     module.double()
     shape = (3, 1, arch.heads, 5, arch.head_width)
     inputs = torch.randn(shape, dtype=torch.float64, requires_grad=True)

@@ -80,6 +80,12 @@ def build_problem(activation: str) -> str | None:
     return None
 
 
+def cache_folder() -> Path:
+    """Where libraries are kept."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "attnlab"
+    return Path(os.environ.get("ATTNLAB_KERNELS", default)).expanduser()
+
+
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if x is None else x.contiguous() for x in tensors]
 
@@ -96,8 +102,7 @@ def _load(activation: str) -> None:
     command = _command(activation)
     content = [p.read_bytes() for p in SOURCES] + [repr((command, torch.__version__)).encode()]
     name = f"{activation}-{hashlib.sha256(b''.join(content)).hexdigest()[:16]}.so"
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "attnlab"
-    folder = Path(os.environ.get("ATTNLAB_KERNELS", default))
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / name).exists():

@@ -1,0 +1,299 @@
+"""Every backend of Neural Attention on this machine against the reference in float64, and how
+backends are chosen and built.
+"""
+
+import logging
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, config, metrics
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from attnlab import kernels
+from attnlab.activations import ACTIVATIONS
+from attnlab.errors import BadInput
+from attnlab.kernels import neural_attention, ops
+from attnlab.models.attention.neural import ScoreNetwork
+from attnlab.run import run
+
+BACKENDS = ["chunked", "cpp"]
+FLOAT32 = 3e-5  # largest error allowed, relative to the largest number of a tensor
+HALF = {torch.bfloat16: 1.6e-2, torch.float16: 2e-3}  # two roundings of the values
+
+
+def network(groups, p, hidden, activation, loudness=1.0):
+    """A score network whose hidden units are neither all on nor all off."""
+    net = ScoreNetwork(groups, [2 * p, *hidden, 1], activation)
+    with torch.no_grad():
+        net[-1].weight.mul_(loudness)
+    return net
+
+
+def gradients(net, q, k, v, upstream, **options):
+    """Output and gradients of q, k, v and the network, in float64."""
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = neural_attention(*leaves, net, **options)
+    found = torch.autograd.grad(out, [*leaves, *net.parameters()], upstream.to(out.dtype))
+    return [x.double() for x in (out, *found)]
+
+
+def compare(backend, net, q, k, v, causal, limit=FLOAT32):
+    upstream = torch.randn(*q.shape[:3], v.shape[3]).to(v.dtype)
+    options = {"causal": causal, "scale": 1 / math.sqrt(v.shape[3])}
+    found = gradients(net, q, k, v, upstream, backend=backend, **options)
+    exact = network_in_float64(net)
+    wanted = gradients(
+        exact, *(x.double() for x in (q, k, v, upstream)), backend="eager", **options
+    )
+    names = ["out", "q", "k", "v", *(name for name, _ in net.named_parameters())]
+    # Gradients of scores are differences of two terms of this size, which cancel for one key.
+    size = (upstream.double().norm(dim=-1).max() * v.double().norm(dim=-1).max()).item()
+    for name, x, y in zip(names, found, wanted, strict=True):
+        floor = 1.0 if name in ("out", "v") else size * max(1.0, y.abs().max().item())
+        error = (x - y).abs().max().item() / max(y.abs().max().item(), floor)
+        assert error <= limit, (name, error)
+
+
+def network_in_float64(net):
+    groups, _, inputs = net[0].weight.shape
+    widths = [inputs, *(layer.weight.shape[1] for layer in net)]
+    exact = ScoreNetwork(groups, widths, net.activation).double()
+    exact.load_state_dict(net.state_dict())
+    return exact
+
+
+@st.composite
+def problems(draw):
+    n, extra = draw(st.integers(1, 70)), draw(st.integers(0, 70))
+    causal = draw(st.booleans())
+    swap = not causal and draw(st.booleans())  # more queries than keys
+    return {
+        "n": n + extra if swap else n,
+        "m": n if swap else n + extra,
+        "d": draw(st.integers(8, 128)),
+        "p": draw(st.integers(1, 6)),
+        "batch": draw(st.integers(1, 2)),
+        "heads": draw(st.integers(1, 3)),
+        "per_head": draw(st.booleans()),
+        "hidden": draw(st.lists(st.integers(1, 19), min_size=1, max_size=2)),
+        "activation": draw(st.sampled_from(sorted(ACTIVATIONS))),
+        "causal": causal,
+        "layout": draw(st.sampled_from(["plain", "of a block", "expanded"])),
+        "loudness": draw(st.sampled_from([1.0, 30.0])),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+PAPER = {"batch": 1, "heads": 2, "per_head": False, "layout": "of a block", "loudness": 1.0}
+RELU = {"activation": "relu", "seed": 0, **PAPER}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(problems())
+@example({"n": 785, "m": 785, "d": 96, "p": 2, "hidden": [2, 1], "causal": False, **RELU})
+@example({"n": 1023, "m": 1023, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})
+@example({"n": 64, "m": 64, "d": 64, "p": 64, "hidden": [128], "causal": True, **RELU})
+@example({"n": 65, "m": 65, "d": 64, "p": 64, "hidden": [64, 32], "causal": True, **RELU})
+@example({"n": 63, "m": 200, "d": 128, "p": 16, "hidden": [16, 8], "causal": True, **RELU})
+@example({"n": 1, "m": 500, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})
+def test_equals_the_float64_reference(backend, problem):
+    torch.manual_seed(problem["seed"])
+    batch, heads, d, p = (problem[key] for key in ("batch", "heads", "d", "p"))
+
+    def tensor(tokens, width):
+        if problem["layout"] == "of a block":
+            return torch.randn(batch, tokens, heads, width).transpose(1, 2)
+        if problem["layout"] == "expanded":
+            return torch.randn(1, 1, tokens, width).expand(batch, heads, -1, -1)
+        return torch.randn(batch, heads, tokens, width)
+
+    q, k, v = tensor(problem["n"], p), tensor(problem["m"], p), tensor(problem["m"], d)
+    groups = heads if problem["per_head"] else 1
+    net = network(groups, p, problem["hidden"], problem["activation"], problem["loudness"])
+    limit = FLOAT32 * problem["loudness"]  # an error of a score is one of its softmax
+    compare(backend, net, q, k, v, problem["causal"], limit)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_values(backend, dtype):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 70, 16).to(dtype) for _ in range(3))
+    for hidden in ([5], [4, 3]):
+        compare(backend, network(3, 16, hidden, "gelu"), q, k, v, True, HALF[dtype])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_equal_scores_average(backend):
+    net = network(1, 2, [3], "relu")
+    with torch.no_grad():
+        net[0].bias.fill_(-100)  # no unit ever fires
+    v = torch.randn(1, 2, 90, 24)
+    q = torch.randn(1, 2, 90, 2)
+    out = neural_attention(q, q, v, net, causal=True, scale=1.0, backend=backend)
+    average = v.cumsum(2) / torch.arange(1, 91)[:, None]
+    torch.testing.assert_close(out, average, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_not_finite_shows(backend):
+    net = network(1, 2, [3], "relu")
+    for place in range(2):
+        q, k, v = torch.randn(1, 1, 40, 2), torch.randn(1, 1, 40, 2), torch.randn(1, 1, 40, 8)
+        (q, k)[place][0, 0, 7] = math.nan
+        out = neural_attention(q, k, v, net, causal=False, scale=1.0, backend=backend)
+        assert out[0, 0, 7].isnan().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hidden", [[2], [16, 8]])
+def test_same_bits_twice_and_for_any_number_of_threads(backend, hidden):
+    torch.manual_seed(0)
+    net = network(1, 2, hidden, "relu")
+    q, k, v, upstream = *torch.randn(2, 2, 4, 300, 2), *torch.randn(2, 2, 4, 300, 64)
+    options = {"causal": True, "scale": 0.125, "backend": backend}
+    once = gradients(net, q, k, v, upstream, **options)
+    assert all(map(torch.equal, once, gradients(net, q, k, v, upstream, **options)))
+    if backend == "cpp":  # the sums of chunked are torch's, which depend on threads
+        torch.set_num_threads(1)
+        try:
+            alone = gradients(net, q, k, v, upstream, **options)
+        finally:
+            torch.set_num_threads(2)
+        assert all(map(torch.equal, once, alone))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hidden", [[3], [3, 2]])
+def test_registered_as_torch_wants_operators(backend, hidden):
+    net = network(2, 4, hidden, "relu")
+    q, k, v = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 24)
+    tables = [None if x is None else x.detach().requires_grad_() for x in net.tables(q, k, 1.0)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (*tables, v.requires_grad_(), "relu", True, backend)
+    torch.library.opcheck(
+        ops._forward, arguments, test_utils=(*checks, "test_aot_dispatch_static")
+    )
+    out, lse = ops._forward(*arguments)
+    arguments = (torch.ones_like(out), *tables, v, out, lse, "relu", True, backend)
+    arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+    torch.library.opcheck(ops._backward, tuple(arguments), test_utils=checks)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+def test_compile_and_autocast_work_around_it(backend):
+    torch.manual_seed(0)
+    net = network(1, 4, [4], "relu")
+    q, k, v = (torch.randn(1, 2, 33, 4, requires_grad=True) for _ in range(3))
+
+    def attend(q, k, v):
+        return neural_attention(2 * q, k, v, net, causal=True, scale=1.0, backend=backend) * 2
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for function in (attend, compiled):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert function(q, k, v.bfloat16()).dtype == torch.bfloat16
+    plain, traced = (torch.autograd.grad(f(q, k, v).sum(), (q, k, v)) for f in (attend, compiled))
+    torch.testing.assert_close(plain, traced)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivative_is_refused(backend):
+    net = network(1, 2, [2], "tanh")
+    q = torch.randn(1, 1, 5, 2, requires_grad=True)
+    out = neural_attention(q, q, q, net, causal=False, scale=1.0, backend=backend)
+    (first,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; use backend=eager"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "options,reason",
+    [
+        (["model.backend=triton"], "model.backend=triton: device cpu: triton needs cuda"),
+        (["model.backend=cpp", "model.hidden=[300]"], "width 300: cpp takes hidden layers and"),
+        (["model.backend=cpp", "model.hidden=[2,2,2]"], "3 hidden layers: fused kernels take one"),
+    ],
+)
+def test_a_backend_that_cannot_serve_is_refused_at_once(options, reason, cache, tmp_path):
+    cfg = config("scale=smoke", "logger=none", f"runtime.cache={cache}", *options)
+    with pytest.raises(BadInput, match=reason):
+        run(cfg, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_takes_what_there_is_and_says_so_once(caplog):
+    kernels._say.cache_clear()
+    q = torch.randn(1, 1, 5, 2)
+    with caplog.at_level(logging.WARNING):
+        for hidden in ([300], [300], [2, 2, 2]):
+            net = network(1, 2, hidden, "relu")
+            neural_attention(q, q, q, net, causal=True, scale=1.0)
+    chunked, eager = caplog.messages
+    assert "chunked backend: cpp: width 300" in chunked and "eager reference: 3 hidden" in eager
+
+
+def test_training_loses_the_same_by_every_backend(cache, tmp_path):
+    losses = []
+    for backend in ["eager", *BACKENDS]:
+        steps = ["trainer.max_steps=200", "trainer.log_every=1", "arch.dropout=0.0"]
+        settings = [f"model.backend={backend}", f"runtime.cache={cache}", "logger=none", *steps]
+        run(config("scale=smoke", *settings), tmp_path / backend)
+        rows = metrics(tmp_path / backend)
+        losses.append(torch.tensor([row["train/loss"] for row in rows if "train/loss" in row]))
+    assert len(losses[0]) == 200 and losses[0][-1] < losses[0][0]
+    for other in losses[1:]:
+        torch.testing.assert_close(other, losses[0], rtol=1e-5, atol=0)
+
+
+SMOKE = ("scale=smoke", "model.backend=auto", "trainer.max_steps=2")
+
+
+def test_two_processes_build_at_once(start, tmp_path):
+    runs = [
+        start(*SMOKE, f"seed={seed}", ATTNLAB_KERNELS=str(tmp_path / "kernels"))
+        for seed in range(2)
+    ]
+    for process in runs:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    (library,) = (tmp_path / "kernels").iterdir()
+    assert library.suffix == ".so"
+
+
+@pytest.mark.parametrize(
+    "environment,said",
+    [
+        ({"CXX": "false"}, "chunked backend: cpp: the C++ compiler failed"),
+        ({"CXX": "no-such-compiler"}, "chunked backend: cpp: no C++ library"),
+        ({"ATTNLAB_KERNELS": "/dev/null/x"}, "built for this process only"),
+    ],
+    ids=["broken compiler", "no compiler", "unwritable cache"],
+)
+def test_trains_without_what_the_build_needs(environment, said, train, tmp_path):
+    code, _, err = train(*SMOKE, **{"ATTNLAB_KERNELS": str(tmp_path / "kernels"), **environment})
+    lines = [line for line in err.splitlines() if "kernels" in line or "backend" in line]
+    assert code == 0 and len([line for line in lines if said in line]) == 1, err
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="nothing below")
+@pytest.mark.parametrize("capability", ["avx2", "default"])
+def test_other_instruction_sets(capability):
+    """The same comparison in a process whose torch is told of an older processor."""
+    if capability == torch.backends.cpu.get_cpu_capability().lower():
+        pytest.skip("that is this processor")
+    tests = "test_kernels.py::test_rows_of_equal_scores_average[cpp]"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{tests}"],
+        env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout
