@@ -229,7 +229,7 @@ def test_a_backend_that_cannot_serve_is_refused_at_once(options, reason, cache, 
 
 
 def test_auto_takes_what_there_is_and_says_so_once(caplog):
-    kernels._say.cache_clear()
+    kernels._SAID.clear()
     q = torch.randn(1, 1, 5, 2)
     with caplog.at_level(logging.WARNING):
         for hidden in ([300], [300], [2, 2, 2]):
@@ -242,7 +242,8 @@ def test_auto_takes_what_there_is_and_says_so_once(caplog):
 def test_training_loses_the_same_by_every_backend(cache, tmp_path):
     losses = []
     for backend in ["eager", *BACKENDS]:
-        steps = ["trainer.max_steps=200", "trainer.log_every=1", "arch.dropout=0.0"]
+        steps = [f"trainer.{key}=200" for key in ("max_steps", "eval_every", "save_every")]
+        steps += ["trainer.log_every=1", "arch.dropout=0.0"]
         settings = [f"model.backend={backend}", f"runtime.cache={cache}", "logger=none", *steps]
         run(config("scale=smoke", *settings), tmp_path / backend)
         rows = metrics(tmp_path / backend)
@@ -290,7 +291,7 @@ def test_other_instruction_sets(capability):
         pytest.skip("that is this processor")
     tests = "test_kernels.py::test_rows_of_equal_scores_average[cpp]"
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/{tests}"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/{tests}"],
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
         cwd=ROOT,
         capture_output=True,

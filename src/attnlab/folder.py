@@ -156,7 +156,7 @@ def environment(device) -> dict[str, Any]:
 
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "HEAD")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": sys.argv,
         "git_commit": commit,
@@ -173,7 +173,8 @@ def environment(device) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(": ")[1] for line in lines if line.startswith("model name"))

@@ -9,7 +9,6 @@ Shapes: B batch, H heads, N queries, M keys, D head width, P width of what the s
 h and h2 widths of its hidden layers.
 """
 
-import functools
 import logging
 import math
 
@@ -20,6 +19,7 @@ from attnlab.errors import BadInput
 from attnlab.kernels.ops import BACKENDS, fused_attention
 
 log = logging.getLogger(__name__)
+_SAID: set[str] = set()
 FASTEST = {"cpu": "cpp", "cuda": "triton"}
 
 
@@ -77,7 +77,8 @@ def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def _say(message: str) -> None:
     """Log a message, once."""
-    log.warning(message)
+    if message not in _SAID:
+        _SAID.add(message)
+        log.warning(message)

@@ -66,8 +66,13 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def build_problem(activation: str) -> str | None:
+    """`_build_once`, as a constant to torch.compile."""
+    return _build_once(activation)
+
+
+@functools.cache
+def _build_once(activation: str) -> str | None:
     """Build and load what this activation needs; why that failed, in one line, or None."""
     try:
         _load(activation)
@@ -95,6 +100,8 @@ def _namespace(activation: str) -> str:
 
 
 def _library(activation: str):
+    if reason := _build_once(activation):
+        raise RuntimeError(reason)
     return getattr(torch.ops, _namespace(activation))
 
 

@@ -121,8 +121,19 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     if sys.platform == "linux":
-        lines = Path("/proc/self/status").read_text().splitlines()
-        kib = next(line for line in lines if line.startswith("VmHWM")).split()[1]
-        return round(int(kib) / 1024, 1)
+        return _status_mib("VmHWM")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)
+
+
+def memory_mib(device: torch.device) -> float:
+    """What `peak_memory_mib` is the peak of, now (CPU: on Linux only)."""
+    if device.type == "cuda":
+        return round(torch.cuda.memory_allocated(device) / 2**20, 1)
+    return _status_mib("VmRSS")
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = next(line for line in lines if line.startswith(field)).split()[1]
+    return round(int(kib) / 1024, 1)
