@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from attnlab.cli import compose_config, exit_on_failure, plain
+from attnlab.device import keep_freed_memory
 from attnlab.errors import BadInput
 from attnlab.validation import validate
 
@@ -37,6 +38,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--case", default=",".join(bench.CASES), help="default: all")
+    parser.add_argument("--backend", default=",".join(bench.ALL_BACKENDS), help="default: all")
     parser.add_argument("--n", default="1024", help="tokens; several by commas")
     parser.add_argument("--d", type=int, default=64, help="head width")
     parser.add_argument("--batch", type=int, default=1)
@@ -51,6 +53,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does
     rows = list(steps(bench, device) if options.model else attention(bench, options, device))
     print_table(rows)
     if options.json:
@@ -63,9 +67,11 @@ def main() -> None:
 
 def attention(bench, options, device):
     """Rows of attention alone."""
-    cases = options.case.split(",")
-    if unknown := sorted(set(cases) - set(bench.CASES)):
-        raise BadInput(f"--case {','.join(unknown)}: must be among {', '.join(bench.CASES)}")
+    chosen = []
+    for key, allowed in ("case", list(bench.CASES)), ("backend", bench.ALL_BACKENDS):
+        chosen.append(getattr(options, key).split(","))
+        if unknown := sorted(set(chosen[-1]) - set(allowed)):
+            raise BadInput(f"--{key} {','.join(unknown)}: must be among {', '.join(allowed)}")
     try:
         sizes = [int(n) for n in options.n.split(",")]
     except ValueError:
@@ -73,7 +79,7 @@ def attention(bench, options, device):
     for n in sizes:
         dtype = getattr(torch, options.dtype)
         shape = bench.Shape(n, options.d, options.batch, options.heads, not options.full, dtype)
-        yield from bench.attention(shape, cases, device)
+        yield from bench.attention(shape, *chosen, device)
 
 
 def steps(bench, device):

@@ -16,7 +16,7 @@ from attnlab.models.attention.neural import NeuralAttention
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
     """Eqs 5-10 as written: concatenate every pair, run the network on it, softmax, mix."""
-    if module.project_q is not None:
+    if module.project:
         q, k = (
             x @ p.weight.mT + (0 if p.bias is None else p.bias)
             for x, p in ((q, module.project_q), (k, module.project_k))

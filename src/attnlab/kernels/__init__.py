@@ -5,8 +5,7 @@
     cpp      C++ on CPU, compiled on first use
     triton   CUDA
 
-Shapes: B batch, H heads, N queries, M keys, D head width, P width of what the score network reads,
-h and h2 widths of its hidden layers.
+Shapes: B batch, H heads, N queries, M keys, D head width, h and h2 widths of the hidden layers.
 """
 
 import logging
@@ -31,13 +30,15 @@ def neural_attention(
     *,
     causal: bool,
     scale: float,
+    project=None,
     backend: str = "auto",
 ) -> Tensor:
-    """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 7-10).
+    """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
 
-    q (B, H, N, P), k (B, H, M, P), v (B, H, M, D); score_network: a `ScoreNetwork`. causal: query
-    i sees key j <= i + M - N, so that the last query sees all keys. Returns (B, H, N, D) in the
-    dtype of v. backend: auto, eager, or one of BACKENDS.
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork`; project: two
+    `HeadLinear` from D to the width that it reads, or None. causal: query i sees key
+    j <= i + M - N, so that the last query sees all keys. Returns (B, H, N, D) in the dtype of v.
+    backend: auto, eager, or one of BACKENDS.
     Errors: `BadInput` if the named backend cannot serve; auto then takes the next one.
     """
     if causal and k.shape[-2] < q.shape[-2]:
@@ -45,13 +46,15 @@ def neural_attention(
     if backend != "eager":
         reason = score_network.unfusable
         if not reason:
-            arguments = score_network.tables(q, k, scale)
+            arguments = score_network.tables(q, k, scale, project)
             backend, reason = _choose(backend, arguments, v, score_network.activation)
         if not reason:
             return fused_attention(*arguments, v, score_network.activation, causal, backend)
         if backend != "auto":
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")
+    if project:
+        q, k = project[0](q), project[1](k)
     scores = score_network(q, k) * scale
     if causal:
         scores = scores.masked_fill(~visible(*scores.shape[-2:], q.device), -math.inf)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnlab.activations import ACTIVATIONS
 
-QUERIES = 64  # in a chunk: its tensors stay in cache
+PAIRS = 2**18  # in a chunk, so that its tensors stay in cache
 
 aten = torch.ops.aten
 BACK = {  # gradient through an activation at u
@@ -25,7 +25,7 @@ def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
     """See `ops`."""
     act = ACTIVATIONS[activation]
     out, lse = v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
-    for rows, keys in _chunks(a.shape[2], c.shape[2], causal):
+    for rows, keys in _chunks(a, c, causal):
         *_, last = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
         scores = _hide(_mix(out_weight, map(act, last)), causal)
         lse[:, :, rows] = scores.logsumexp(-1)
@@ -42,7 +42,7 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
     if mid_weight is not None:
         d_mid, d_bias = torch.zeros_like(mid_weight), torch.zeros_like(mid_bias)
     delta = (grad_out * out).sum(-1, keepdim=True, dtype=a.dtype)
-    for rows, keys in _chunks(a.shape[2], c.shape[2], causal):
+    for rows, keys in _chunks(a, c, causal):
         first, *second = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
         last = second[0] if second else first
         units = [act(u) for u in last]
@@ -73,10 +73,12 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
     return None
 
 
-def _chunks(n: int, m: int, causal: bool):
+def _chunks(a: Tensor, c: Tensor, causal: bool):
     """Rows of queries and how many keys the last of them sees."""
-    for start in range(0, n, QUERIES):
-        stop = min(start + QUERIES, n)
+    (batch, heads, n, _), m = a.shape, c.shape[2]
+    queries = max(1, PAIRS // (batch * heads * m))
+    for start in range(0, n, queries):
+        stop = min(start + queries, n)
         yield slice(start, stop), stop + m - n if causal else m
 
 

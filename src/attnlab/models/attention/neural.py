@@ -51,6 +51,9 @@ def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return y if bias is None else y + bias
 
 
+Projections = tuple[HeadLinear, HeadLinear] | None
+
+
 class ScoreNetwork(nn.ModuleList):
     """The network of eqs 7-9 on every pair: widths [2P, hidden..., 1], one for all heads
     (groups = 1) or one each (groups = H).
@@ -60,16 +63,12 @@ class ScoreNetwork(nn.ModuleList):
         super().__init__(HeadLinear(groups, i, o) for i, o in pairwise(widths))
         self.activation = activation
 
-    def first_layer(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Shares of queries (B, H, N, h) and keys (B, H, M, h) in the first hidden layer."""
-        w_q, w_k = self[0].weight.chunk(2, dim=-1)  # W_h = [W_hq, W_hk]
-        return head_linear(q, w_q, self[0].bias), head_linear(k, w_k)
-
     def forward(self, q: Tensor, k: Tensor) -> Tensor:
         """Unscaled scores A (eqs 7-9): q (B, H, N, P), k (B, H, M, P) -> (B, H, N, M)."""
-        a, c = self.first_layer(q, k)
+        first, *rest = self
+        w_q, w_k = first.weight.chunk(2, dim=-1)  # W_h = [W_hq, W_hk]
+        a, c = head_linear(q, w_q, first.bias), head_linear(k, w_k)
         y = a.unsqueeze(-2) + c.unsqueeze(-3)  # (B, H, N, M, h)
-        _, *rest = self
         for layer in rest:
             y = ACTIVATIONS[self.activation](y)
             y = layer(y.flatten(2, 3)).unflatten(2, y.shape[2:4])
@@ -82,13 +81,24 @@ class ScoreNetwork(nn.ModuleList):
             return f"{len(self) - 1} hidden layers: fused kernels take one or two"
         return None
 
-    def tables(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor | None, ...]:
+    def tables(
+        self, q: Tensor, k: Tensor, scale: float, project: Projections = None
+    ) -> tuple[Tensor | None, ...]:
         """What fused kernels start from, in float32 or float64 whatever autocast says: a, c,
         mid_weight, mid_bias, out_weight as in `attnlab.kernels.ops`.
+
+        q, k (B, H, N or M, D); a projection W_q and the first layer are one matrix, W_hq W_q.
         """
         heads, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            a, c = self.first_layer(q.to(dtype), k.to(dtype))
+            w_q, w_k = self[0].weight.chunk(2, dim=-1)
+            b_q, b_k = self[0].bias, None
+            if project:
+                if project[0].bias is not None:
+                    b_q, b_k = b_q + project[0].bias @ w_q.mT, project[1].bias @ w_k.mT
+                w_q, w_k = w_q @ project[0].weight, w_k @ project[1].weight
+            a = head_linear(q.to(dtype), w_q, b_q)
+            c = head_linear(k.to(dtype), w_k, b_k)
             mid_weight = mid_bias = None
             if len(self) == 3:
                 mid_weight = self[1].weight.expand(heads, -1, -1)
@@ -109,32 +119,35 @@ class NeuralAttention(Attention):
         groups = arch.heads if options.per_head else 1
         head_width = arch.head_width
         width = options.d_prime or head_width
-        self.project_q = self.project_k = None
         if options.d_prime:
             self.project_q = HeadLinear(groups, head_width, width, options.projection_bias)
             self.project_k = HeadLinear(groups, head_width, width, options.projection_bias)
+        self.projected = bool(options.d_prime)
         self.score_network = ScoreNetwork(
             groups, [2 * width, *options.hidden, 1], options.activation
         )
         self.scale = 1 / math.sqrt(head_width) if options.score_scale else 1.0
         self.backend = options.backend
 
-    def project(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Q' and K' (eqs 5, 6), each (B, H, N, P)."""
-        if self.project_q is None:
-            return q, k
-        return self.project_q(q), self.project_k(k)
+    @property
+    def project(self) -> Projections:
+        """W_q and W_k of eqs 5, 6, or None without projection."""
+        return (self.project_q, self.project_k) if self.projected else None
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Unscaled scores A (eqs 5-9) of q, k (B, H, N, D), by the reference: (B, H, N, N)."""
-        return self.score_network(*self.project(q, k))
+        if self.project:
+            q, k = self.project_q(q), self.project_k(k)
+        return self.score_network(q, k)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
-            *self.project(q, k),
+            q,
+            k,
             v,
             self.score_network,
+            project=self.project,
             causal=causal,
             scale=self.scale,
             backend=self.backend,
