@@ -10,10 +10,10 @@ EMBEDDED := pydocs digits
 DEMO := outputs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint smoke
+.PHONY: help setup demo test lint smoke benchmark
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment with exact versions (constraints.txt)
 
@@ -42,3 +42,11 @@ test: setup  ## all tests
 lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (20 minutes)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,report]'
+	@mkdir -p outputs
+	$(PY) scripts/benchmark.py --n 1024,2048 --backend cpp,triton
+	$(PY) scripts/benchmark.py --n 785 --d 96 --full --backend cpp,triton
+	$(PY) scripts/benchmark.py --n 256,512,1024,2048,4096 --case released_d2,d2_h16,full_h64 --plot outputs/benchmark.png
+	$(PY) scripts/benchmark.py --model

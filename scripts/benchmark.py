@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    if device.type == "cpu":
+    if options.model and device.type == "cpu":
         keep_freed_memory()  # as training does
     rows = list(steps(bench, device) if options.model else attention(bench, options, device))
     print_table(rows)

@@ -99,6 +99,7 @@ RELU = {"activation": "relu", "seed": 0, **PAPER}
 @example({"n": 785, "m": 785, "d": 96, "p": 2, "hidden": [2, 1], "causal": False, **RELU})
 @example({"n": 1023, "m": 1023, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})
 @example({"n": 64, "m": 64, "d": 64, "p": 64, "hidden": [128], "causal": True, **RELU})
+@example({"n": 70, "m": 70, "d": 96, "p": 96, "hidden": [192], "causal": False, **RELU})
 @example({"n": 65, "m": 65, "d": 64, "p": 64, "hidden": [64, 32], "causal": True, **RELU})
 @example({"n": 63, "m": 200, "d": 128, "p": 16, "hidden": [16, 8], "causal": True, **RELU})
 @example({"n": 1, "m": 500, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})

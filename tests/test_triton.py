@@ -33,6 +33,7 @@ CASES = [
     ("leaky_relu", 3, 2, True, 17, 19, 8, FULL, (16, 16)),
     ("silu", 2, 1, True, 1, 64, 20, FULL, (16, 32)),
     ("silu", 18, None, False, 18, 5, 8, FULL, (32, 16)),
+    ("relu", 192, None, False, 3, 17, 8, FULL, (16, 16)),
     ("tanh", 6, None, True, 20, 20, 8, FULL, (16, 16)),
     ("tanh", 2, 3, False, 1, 1, 8, FULL, (16, 16)),
 ]
@@ -126,10 +127,10 @@ def test_large_scores_and_equal_bits(loudness, tile):
 
 def test_a_reason_is_given():
     (a, c, *_, w, v), _ = problem(2, None, 3, 3, 8, FULL)
-    wide = a.repeat(1, 1, 1, 65)
+    wide = a.repeat(1, 1, 1, 129)
     reason = triton_backend.unsupported
     if RUNS:
-        assert "h=130" in reason(wide, wide, None, None, wide[0, :, 0], v, "relu")
+        assert "h=258" in reason(wide, wide, None, None, wide[0, :, 0], v, "relu")
         assert "elu" in reason(a, c, None, None, w, v, "elu")
         assert "float64" in reason(a, c, None, None, w, v.double(), "relu")
     else:

@@ -26,7 +26,7 @@ ACTIVATIONS = {
     "tanh": "Tanh",
     "leaky_relu": "LeakyReLU",
 }
-LARGEST = 128  # widest hidden layer, and head
+LARGEST = 256  # widest hidden layer, and head
 INSTRUCTIONS = {  # by what torch itself uses here; anything else is what the compiler starts from
     "AVX512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
     "AVX2": "-mavx2 -mfma",

@@ -81,7 +81,7 @@ inline Vec exp2(Vec x) {
   return x < -126.f ? Vec{} : y;
 }
 
-constexpr int MOST = 128;  // widest hidden layer
+constexpr int MOST = 256;  // widest hidden layer
 constexpr float LOG2E = 1.44269504f;
 
 // Activations: the value at u, alone or with a gradient d carried through, d act'(u).
