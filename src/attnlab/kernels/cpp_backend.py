@@ -138,6 +138,7 @@ def _command(activation: str) -> list[str]:
         f"-L{root / 'lib'}",
         "-ltorch_cpu",
         "-lc10",
+        *os.environ.get("CXXFLAGS", "").split(),
     ]
 
 
