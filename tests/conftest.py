@@ -5,8 +5,10 @@ row form.
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +59,8 @@ def start(tmp_path, cache):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a test session in the background ignores SIGINT, and its children would inherit that
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
 
     return popen
