@@ -43,10 +43,12 @@ lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (20 minutes)
+benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (15 minutes on 2 cores)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,report]'
 	@mkdir -p outputs
 	$(PY) scripts/benchmark.py --n 1024,2048 --backend cpp,triton
 	$(PY) scripts/benchmark.py --n 785 --d 96 --full --backend cpp,triton
-	$(PY) scripts/benchmark.py --n 256,512,1024,2048,4096 --case released_d2,d2_h16,full_h64 --plot outputs/benchmark.png
+	$(PY) scripts/benchmark.py --n 1024 --case released_d2,d2_h2
+	$(PY) scripts/benchmark.py --n 256,512,1024,2048,4096,8192 --case released_d2,full_h64 \
+	  --backend algorithm_1,cpp,triton --plot outputs/benchmark.png
 	$(PY) scripts/benchmark.py --model

@@ -62,7 +62,7 @@ def compare(backend, net, q, k, v, causal, limit=FLOAT32):
     # Gradients of scores are differences of two terms of this size, which cancel for one key.
     size = (upstream.double().norm(dim=-1).max() * v.double().norm(dim=-1).max()).item()
     for name, x, y in zip(names, found, wanted, strict=True):
-        floor = 1.0 if name in ("out", "v") else size * max(1.0, y.abs().max().item())
+        floor = 1.0 if name in ("out", "v") else size / 10
         error = (x - y).abs().max().item() / max(y.abs().max().item(), floor)
         assert error <= limit, (name, error)
 
@@ -187,9 +187,9 @@ def test_registered_as_torch_wants_operators(backend, hidden):
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (*tables, v.requires_grad_(), "relu", True, backend)
     torch.library.opcheck(
-        ops._forward, arguments, test_utils=(*checks, "test_aot_dispatch_static")
+        ops.fused_attention, arguments, test_utils=(*checks, "test_aot_dispatch_static")
     )
-    out, lse = ops._forward(*arguments)
+    out, lse = ops.fused_attention(*arguments)
     arguments = (torch.ones_like(out), *tables, v, out, lse, "relu", True, backend)
     arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
     torch.library.opcheck(ops._backward, tuple(arguments), test_utils=checks)

@@ -49,7 +49,8 @@ def neural_attention(
             arguments = score_network.tables(q, k, scale, project)
             backend, reason = _choose(backend, arguments, v, score_network.activation)
         if not reason:
-            return fused_attention(*arguments, v, score_network.activation, causal, backend)
+            activation = score_network.activation
+            return fused_attention(*arguments, v, activation, causal, backend)[0]
         if backend != "auto":
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")

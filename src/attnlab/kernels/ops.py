@@ -18,6 +18,7 @@ BACKENDS = {"chunked": chunked, "cpp": cpp_backend, "triton": triton_backend}
 Optional = Tensor | None
 
 
+@torch.library.custom_op("attnlab::neural_attention", mutates_args=())
 def fused_attention(
     a: Tensor,
     c: Tensor,
@@ -28,27 +29,12 @@ def fused_attention(
     activation: str,
     causal: bool,
     backend: str,
-) -> Tensor:
-    """Attention output (B, H, N, D), differentiable once; shapes in the module's text."""
-    return _forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend)[0]
-
-
-@torch.library.custom_op("attnlab::neural_attention", mutates_args=())
-def _forward(
-    a: Tensor,
-    c: Tensor,
-    mid_weight: Optional,
-    mid_bias: Optional,
-    out_weight: Tensor,
-    v: Tensor,
-    activation: str,
-    causal: bool,
-    backend: str,
 ) -> tuple[Tensor, Tensor]:
+    """out and lse; out is differentiable once. Shapes are in the module's text."""
     return BACKENDS[backend].forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal)
 
 
-@_forward.register_fake
+@fused_attention.register_fake
 def _(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend):
     return v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
 
@@ -100,5 +86,5 @@ def _refuse(ctx, *grads):
     )
 
 
-_forward.register_autograd(_gradients, setup_context=_setup)
+fused_attention.register_autograd(_gradients, setup_context=_setup)
 _backward.register_autograd(_refuse)

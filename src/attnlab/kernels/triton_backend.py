@@ -106,20 +106,8 @@ def _launch(kernel: str, case: Case, tokens: int, net: tuple, v: Tensor, *args, 
         KERNELS[kernel][grid](*net, v, *args, C=case, **constants, **launch)
 
 
-def forward(
-    a: Tensor,
-    c: Tensor,
-    mid_weight: Tensor | None,
-    mid_bias: Tensor | None,
-    out_weight: Tensor,
-    v: Tensor,
-    activation: str,
-    causal: bool,
-) -> tuple[Tensor, Tensor]:
-    """out (B, H, N, D) in v's dtype, and lse (B, H, N), the logarithm of the softmax's sum.
-
-    Query i sees key j <= i + M - N if causal. The other shapes are in the module's text.
-    """
+def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
+    """See `ops`."""
     weight, bias, scaled = _network(mid_weight, mid_bias, out_weight)
     case = _case(v, weight, mid_weight is not None, activation, causal)
     (heads, n), m = a.shape[1:3], c.shape[2]
@@ -129,20 +117,8 @@ def forward(
     return out, lse
 
 
-def backward(
-    grad_out: Tensor,
-    a: Tensor,
-    c: Tensor,
-    mid_weight: Tensor | None,
-    mid_bias: Tensor | None,
-    out_weight: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    activation: str,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
-    """Gradients of a, c, mid_weight, mid_bias, out_weight and v, each in its tensor's shape."""
+def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal):
+    """See `ops`."""
     weight, bias, scaled = _network(mid_weight, mid_bias, out_weight)
     case = _case(v, weight, mid_weight is not None, activation, causal)
     (batch, heads, n, h), m = a.shape, c.shape[2]
