@@ -10,13 +10,11 @@ from torch import Tensor
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.kernels.triton_kernels import (
-    INTERPRETED,
-    Case,
     backward_cols_kernel,
     backward_rows_kernel,
     forward_kernel,
-    triton,
 )
+from attnlab.kernels.triton_scorer import INTERPRETED, Case, triton
 
 LARGEST = {"h": 256, "h2": 256, "D": 128}
 LN2 = math.log(2)
