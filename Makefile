@@ -9,11 +9,25 @@ MODELS := $(basename $(notdir $(wildcard configs/model/*.yaml)))
 EMBEDDED := pydocs digits
 DEMO := outputs/demo
 
+# Where experiments find data (hub ids, or local folders of the same form), and what they are told besides,
+# as in  make reproduce-table1 ARGS="protocol=released --yes"
+WIKITEXT ?= Salesforce/wikitext
+CIFAR10 ?= uoft-cs/cifar10
+CIFAR100 ?= uoft-cs/cifar100
+ARGS ?=
+table1 := table1 data.path=$(WIKITEXT)
+table3 := table3 data.path=$(CIFAR10)
+table4 := table4 data.path=$(CIFAR100)
+figure1 := figure1 data.path=$(WIKITEXT)
+MINI := $(table1) data=wikitext2 $(table3) $(table4) $(figure1) data=wikitext2
+ABLATIONS := $(basename $(notdir $(filter-out %seeds.yaml,$(wildcard configs/experiment/ablate_*.yaml))))
+REPRODUCE := $(addprefix reproduce-,table1 table3 table4 figure1)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint smoke benchmark
+.PHONY: help setup demo test lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## virtual environment with exact versions (constraints.txt)
 
@@ -43,8 +57,22 @@ lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+$(REPRODUCE): reproduce-%: setup
+	$(PY) scripts/reproduce.py $(ARGS) $($*)
+
+reproduce-paper: setup  ## tables 1, 3, 4 and figure 1 at the published size: estimate, then with ARGS=--yes runs and report
+	$(PY) scripts/reproduce.py $(ARGS) $(table1) $(table3) $(table4) $(figure1)
+
+reproduce-mini: setup  ## the same in miniature (hours on 2 cores; WIKITEXT=, CIFAR10=, CIFAR100= name local data)
+	$(PY) scripts/reproduce.py scale=mini $(ARGS) $(MINI) --yes
+
+ablations: setup  ## what the paper leaves open: d', hidden widths, activation, scale, layers, heads, positions (ARGS="data=pydocs")
+	$(PY) scripts/reproduce.py $(ARGS) $(ABLATIONS)
+
+report: setup  ## outputs/report: tables with verdicts, curves, figures of all runs in outputs
+	$(PY) scripts/report.py outputs
+
 benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (15 minutes on 2 cores)
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev,report]'
 	@mkdir -p outputs
 	$(PY) scripts/benchmark.py --n 1024,2048 --backend cpp,triton
 	$(PY) scripts/benchmark.py --n 785 --d 96 --full --backend cpp,triton

@@ -1,14 +1,10 @@
 """Train one model:  python train.py model=neural_d2 data=cifar100  (see README.md)."""
 
-from pathlib import Path
-
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from attnlab.cli import exit_on_failure, guard, plain, run_path
 from attnlab.validation import validate
-
-CONFIGS = Path(__file__).parent / "configs"
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
@@ -23,4 +19,4 @@ def main(composed) -> None:
 
 
 if __name__ == "__main__":
-    guard(main, CONFIGS)
+    guard(main)

@@ -19,7 +19,6 @@ from attnlab.device import keep_freed_memory
 from attnlab.errors import BadInput
 from attnlab.validation import validate
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BODIES = {"lm": "wikitext103", "vit": "cifar100"}
 ARMS = {
     "dot_product": ["model=dot_product"],
@@ -87,7 +86,7 @@ def steps(bench, device):
     for data in BODIES.values():
         arms = {}
         for name, overrides in ARMS.items():
-            composed = compose_config([f"data={data}", "scale=paper", *overrides], CONFIGS)
+            composed = compose_config([f"data={data}", "trainer.batch_size=1", *overrides])
             arms[name] = validate(plain(composed))
         yield from bench.whole_steps(arms, device)
 

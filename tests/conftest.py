@@ -21,14 +21,13 @@ from attnlab.kernels.cpp_backend import cache_folder
 from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-MODELS = sorted(p.stem for p in (CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted(p.stem for p in (cli.CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def config(*overrides: str) -> Config:
     """What `python train.py <overrides>` would run."""
-    return validate(cli.plain(cli.compose_config(list(overrides), CONFIGS)))
+    return validate(cli.plain(cli.compose_config(list(overrides))))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from conftest import CONFIGS, MODELS, config
+from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +11,7 @@ from attnlab import cli
 from attnlab.errors import BadInput
 from attnlab.validation import known_keys, unknown_key
 
-DATA = [p.stem for p in (CONFIGS / "data").glob("*.yaml")]
+DATA = [p.stem for p in (cli.CONFIGS / "data").glob("*.yaml")]
 
 
 @pytest.mark.parametrize("scale", ["paper", "mini", "smoke"])
@@ -61,7 +61,7 @@ BAD = [
 @pytest.mark.parametrize(("overrides", "message"), BAD)
 def test_bad_override_is_one_clear_line(overrides, message):
     with pytest.raises(BadInput) as error:
-        cli.check(overrides.split(), CONFIGS)
+        cli.check(overrides.split())
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -80,9 +80,9 @@ def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
 
 
 def test_experiment_is_a_sweep_over_arms():
-    cli.check(["experiment=arms", "seed=0,1", "scale=smoke"], CONFIGS)
+    cli.check(["experiment=table1", "seed=0,1", "scale=smoke"])
     with pytest.raises(BadInput) as error:
-        cli.check(["experiment=arms", "seed=0,-1", "scale=smoke"], CONFIGS)
+        cli.check(["experiment=table1", "seed=0,-1", "scale=smoke"])
     assert str(error.value) == "seed=-1: must be greater than or equal to 0"
 
 

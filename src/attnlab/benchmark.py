@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.config import Config
@@ -24,7 +24,7 @@ from attnlab.models.attention.neural import NeuralAttention, head_linear
 from attnlab.models.transformer import build_model
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 from attnlab.training.optim import build_optimizer
-from attnlab.training.trainer import training_loss
+from attnlab.training.trainer import precision, training_loss
 
 # The score networks measured: d' (None: no projection) and hidden widths at head width 64.
 CASES: dict[str, tuple[int | None, list[int]]] = {
@@ -40,6 +40,7 @@ SDPA = ("dot_product", "sdpa")
 LITERAL = "algorithm_1"
 ALL_BACKENDS = [LITERAL, "eager", *BACKENDS]
 SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
+CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 LARGEST_TENSOR = 2**29  # bytes: what would need a larger one is left out
 
 
@@ -223,37 +224,45 @@ def extra_memory(function: Callable[[], None], device: torch.device) -> float:
 
 
 def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[str, Any]]:
-    """A row for each arm: a training step (forward, backward, update) of one sample at the
-    published size, beside dot_product's. The first arm must be dot_product.
+    """A row for each arm: a training step (forward, backward, update) beside dot_product's, which
+    must be the first arm.
     """
     base = None
     for name, cfg in arms.items():
-        run = training_step(cfg, device)
+        run, _ = training_step(cfg, device)
         base = base or run
         timing = paired(run, base)
         yield {"arm": name, "body": cfg.arch.body, **timing, **environment(device)}
 
 
-def training_step(cfg: Config, device: torch.device) -> Callable[[], None]:
-    """A step on random inputs: of 28,996 tokens (PAPERS: the paper's vocabulary), or images."""
+def training_step(cfg: Config, device: torch.device) -> tuple[Callable[[], None], nn.Module]:
+    """A step of cfg's batch size on random tokens or images of its data set's shape, and the model
+    that it trains.
+    """
     torch.manual_seed(0)
+    micro = cfg.trainer.micro
     if cfg.arch.body == "lm":
-        tokens, vocabulary = cfg.data.sequence_length, 28_996
+        tokens, vocabulary = cfg.data.sequence_length, cfg.data.vocab_size
         model = build_model(cfg, vocabulary, vocabulary, tokens)
-        x, y = torch.randint(vocabulary, (2, 1, tokens), device=device)
+        x, y = torch.randint(vocabulary, (2, micro, tokens), device=device)
     else:
-        size, patch = cfg.data.image_size, cfg.arch.patch_size
-        model = build_model(cfg, 3 * patch**2, 100, 1 + (size // patch) ** 2)
-        x = torch.randn(1, 3, size, size, device=device)
-        y = torch.randint(100, (1,), device=device)
+        size, patch, classes = cfg.data.image_size, cfg.arch.patch_size, CLASSES[cfg.data.name]
+        model = build_model(cfg, 3 * patch**2, classes, 1 + (size // patch) ** 2)
+        x = torch.randn(micro, 3, size, size, device=device)
+        y = torch.randint(classes, (micro,), device=device)
     model.to(device).train()
     optimizer = build_optimizer(model, cfg.trainer)
+    autocast = precision(cfg, device)
+    per_step = cfg.trainer.batch_size // micro
 
     def once() -> None:
-        training_loss(model(x), y).backward()
+        for _ in range(per_step):
+            with autocast():
+                loss = training_loss(model(x), y) / per_step
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return once
+    return once, model

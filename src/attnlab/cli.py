@@ -17,7 +17,6 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -28,10 +27,11 @@ from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
 from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
 
 
-def guard(main: Callable[[], None], configs: Path) -> None:
+def guard(main: Callable[[], None]) -> None:
     """Check the command line, then run `main`, a function that Hydra wraps."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -39,7 +39,7 @@ def guard(main: Callable[[], None], configs: Path) -> None:
     informs = (args.help, args.hydra_help, args.info, args.shell_completion)
     with exit_on_failure():
         if not any(informs):
-            check(args.overrides, configs, sweep=args.multirun)
+            check(args.overrides, sweep=args.multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
     main()
 
@@ -57,43 +57,45 @@ def exit_on_failure():
         sys.exit(128 + signal.SIGINT)
 
 
-def check(overrides: list[str], configs: Path, sweep: bool = False) -> None:
+def check(overrides: list[str], sweep: bool = False) -> None:
     """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise BadInput(f"{error.override}: cannot be parsed; write key=value") from None
     problems: dict[str, None] = {}
-    for job in _jobs(parsed, configs, sweep):
-        problems.update(dict.fromkeys(_problems(job, configs)))
+    for job in jobs(overrides, sweep):
+        problems.update(dict.fromkeys(_problems(job)))
     if problems:
         raise BadInput("\n".join(problems))
 
 
-def _jobs(parsed: list[Override], configs: Path, sweep: bool) -> list[list[str]]:
-    """The overrides of every job the command starts."""
-    lines = [p.input_line for p in parsed]
-    single = [p for p in parsed if not p.is_sweep_override()]
+def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
+    """The overrides of every job that the command line starts: of one, or of a sweep's.
+
+    Errors: `BadInput` for what cannot be parsed.
+    """
     try:
-        hydra = compose_config([p.input_line for p in single], configs, hydra=True).hydra
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise BadInput(f"{error.override}: cannot be parsed; write key=value") from None
+    single = [p.input_line for p in parsed if not p.is_sweep_override()]
+    try:
+        hydra = compose_config(single, hydra=True).hydra
     except (HydraException, OmegaConfBaseException, BadInput):
         hydra = None  # reported by _problems
     if hydra is not None and hydra.mode == RunMode.MULTIRUN:
         sweep = True
         grid = hydra.sweeper.params or {}
         parsed = OverridesParser.create().parse_overrides(
-            [f"{k}={v}" for k, v in grid.items()] + lines
+            [f"{k}={v}" for k, v in grid.items()] + overrides
         )
     if not sweep:
-        return [lines]
+        return [overrides]
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
-def _problems(overrides: list[str], configs: Path) -> Iterator[str]:
+def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job: compose, and on a bad override go on without it."""
     while True:
         try:
-            composed = compose_config(overrides, configs, hydra=True)
+            composed = compose_config(overrides, hydra=True)
             cfg = validate(plain(composed))
             RunFolder(run_path(cfg, composed.hydra.run.dir), cfg).check()
             return
@@ -132,9 +134,9 @@ def _first_line(what: str, error: Exception) -> str:
     return f"{what}: {line}"
 
 
-def compose_config(overrides: list[str], configs: Path, hydra: bool = False) -> DictConfig:
+def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
     """What Hydra makes of the overrides; with `hydra`, its own settings as well."""
-    with initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=overrides, return_hydra_config=hydra)
 
 

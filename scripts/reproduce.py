@@ -1,0 +1,66 @@
+"""Experiments of the paper from one command: estimate, runs, report.
+
+    python scripts/reproduce.py table1 table3               what the published size needs here
+    python scripts/reproduce.py table1 --yes                and run it
+    python scripts/reproduce.py scale=mini table1 data=wikitext2 table3
+
+Names are files of configs/experiment; overrides behind a name are for that experiment, those before
+the first name for all. First the arms are compared, which may differ in attention only; then two
+steps of every kind of run are measured. What takes more than an hour needs --yes. Started again, it
+skips finished runs and resumes the others. An ablation's baseline, dot_product, runs with it.
+"""
+
+import sys
+from pathlib import Path
+
+from attnlab import cli
+from attnlab.errors import BadInput
+
+FREE_HOURS = 1.0
+
+
+def main() -> None:
+    """Estimate, run, report."""
+    words = [word for word in sys.argv[1:] if word != "--yes"]
+    if not words or {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    with cli.exit_on_failure():
+        typed = overrides(words)
+        for job in typed:
+            cli.check(job)
+        from attnlab.arms import say_equal
+        from attnlab.estimate import estimate
+        from attnlab.report.render import report
+        from attnlab.sweep import compose_jobs, run_jobs, with_baselines
+
+        jobs = with_baselines(compose_jobs(typed))
+        say_equal(jobs)
+        need = estimate(jobs, say=print)
+        print(need.table)
+        if not need.possible:
+            raise BadInput("not all of it can run on this machine; see the table")
+        if need.hours > FREE_HOURS and "--yes" not in sys.argv:
+            raise BadInput(f"{need.hours:,.0f} hours: add --yes to start")
+        code = run_jobs(jobs)
+        root = Path(jobs[0].cfg.runtime.output_root)
+        report(root, root / "report")
+        sys.exit(code)
+
+
+def overrides(words: list[str]) -> list[list[str]]:
+    """Those of every job of every experiment named."""
+    common: list[str] = []
+    experiments: list[list[str]] = []
+    for word in words:
+        if "=" not in word:
+            experiments.append([f"experiment={word}", *common])
+        else:
+            (experiments[-1] if experiments else common).append(word)
+    if not experiments:
+        raise BadInput("no experiment named; see configs/experiment")
+    return [[*job, "hydra.mode=RUN"] for words in experiments for job in cli.jobs(words)]
+
+
+if __name__ == "__main__":
+    main()

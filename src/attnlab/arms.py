@@ -1,0 +1,107 @@
+"""Are two arms equal but for attention? Their configurations, models, initial values and data
+order, compared before a comparison is run.
+
+The authors' own pair was not: it differed in positions and in the scale of the embedding.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from attnlab.config import UNHASHED, Config
+from attnlab.data.loader import Order
+from attnlab.errors import BadInput
+from attnlab.folder import flatten
+from attnlab.models.transformer import build_model
+from attnlab.sweep import Job
+
+MECHANISM = ".attention.mechanism"  # in a module's name: what arms may differ in
+MODEL = "model."  # in a key of the configuration: the same
+RELEASED = {"arch.embedding_residual"}  # what the released code's arms differ in, and ours then do
+SAMPLES = 1000  # of a nominal data set: two epochs of their order are compared
+
+Difference = tuple[str, str]  # where, and both values
+
+
+def differences(a: Config, b: Config) -> Iterator[Difference]:
+    """All that differs but attention: keys, then modules, shapes, initial values, data order."""
+    keys = [flatten(cfg.model_dump(exclude=UNHASHED)) for cfg in (a, b)]
+    for key in sorted(keys[0].keys() | keys[1].keys()):
+        ours, theirs = (flat.get(key) for flat in keys)
+        if ours != theirs and not key.startswith(MODEL):
+            yield key, f"{ours} | {theirs}"
+    yield from model_differences(*(_small(cfg) for cfg in (a, b)))
+    orders = [Order(SAMPLES, cfg.seed).keys(0, 2 * SAMPLES) for cfg in (a, b)]
+    if orders[0] != orders[1]:
+        yield "order of the training samples", "not the same"
+
+
+def attention_differences(a: Config, b: Config) -> Iterator[Difference]:
+    """What the arms are compared in: the keys of the model section that differ."""
+    keys = [flatten({"model": cfg.model.model_dump()}) for cfg in (a, b)]
+    for key in sorted(keys[0].keys() | keys[1].keys()):
+        ours, theirs = (flat.get(key) for flat in keys)
+        if ours != theirs:
+            yield key, f"{ours} | {theirs}"
+
+
+def model_differences(a: nn.Module, b: nn.Module) -> Iterator[Difference]:
+    """Modules, parameters and buffers outside the mechanisms that are not equal bit for bit."""
+    parts = [dict(_shared_parts(model)) for model in (a, b)]
+    for name in dict.fromkeys((*parts[0], *parts[1])):
+        ours, theirs = (found.get(name) for found in parts)
+        if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+            if ours.shape != theirs.shape:
+                yield name, f"shape {tuple(ours.shape)} | {tuple(theirs.shape)}"
+            elif not torch.equal(ours, theirs):
+                yield name, "not the same values"
+        elif isinstance(ours, torch.Tensor) or isinstance(theirs, torch.Tensor):
+            yield name, f"{_there(ours)} | {_there(theirs)}"
+        elif ours != theirs:
+            yield name, f"{ours} | {theirs}"
+
+
+def say_equal(jobs: Iterable[Job]) -> None:
+    """Compare the arms of every comparison in a sweep, the jobs that differ only by what was typed
+    for the model, and print what was found.
+
+    Errors: `BadInput` with a line for every difference that the released code does not have too.
+    """
+    groups: dict[tuple[str, ...], dict[str, Job]] = {}
+    for job in jobs:
+        typed = tuple(o for o in job.overrides if not o.startswith(("model=", "model.", "seed=")))
+        arm = " ".join(o for o in job.overrides if o.startswith(("model=", "model.")))
+        groups.setdefault(typed, {}).setdefault(arm, job)
+    unknown = []
+    for (name, first), *others in (list(arms.items()) for arms in groups.values()):
+        for arm, job in others:
+            for where, what in differences(first.cfg, job.cfg):
+                line = f"{name} and {arm} differ in {where}: {what}"
+                if job.cfg.protocol == "released" and where in RELEASED:
+                    print(f"as in the released code, {line}")
+                else:
+                    unknown.append(line)
+    if unknown:
+        raise BadInput("\n".join(unknown))
+    print(f"arms: {sum(map(len, groups.values()))}, equal but for attention")
+
+
+def _small(cfg: Config) -> nn.Module:
+    """The model as configured, but for as few tokens, words and classes as show any difference."""
+    patch = getattr(cfg.arch, "patch_size", 0)
+    return build_model(cfg, inputs=3 * patch**2 or 64, outputs=64, tokens=64)
+
+
+def _shared_parts(model: nn.Module) -> Iterator[tuple[str, object]]:
+    """Name and value of everything outside the mechanisms."""
+    for name, module in model.named_modules():
+        if MECHANISM not in name:
+            yield f"{name or 'model'} (module)", f"{type(module).__name__}({module.extra_repr()})"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if MECHANISM not in name:
+            yield name, tensor
+
+
+def _there(part: object) -> str:
+    return "absent" if part is None else "there"

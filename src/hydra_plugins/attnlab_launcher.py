@@ -1,0 +1,41 @@
+"""Hydra finds launchers in this namespace package: hydra/launcher=process, the default here."""
+
+from collections.abc import Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+
+
+class ProcessLauncher(Launcher):
+    """Every job of a sweep in a process of its own (attnlab.sweep)."""
+
+    def setup(self, *, hydra_context, task_function, config) -> None:
+        """Hydra's; nothing of it is needed."""
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs; exits with the sweep's code if any did not finish."""
+        from attnlab.cli import exit_on_failure
+        from attnlab.sweep import compose_jobs, run_jobs
+
+        GlobalHydra.instance().clear()  # of the sweep: jobs are composed on their own
+        with exit_on_failure():
+            jobs = compose_jobs(job_overrides)
+            if any(o.startswith("experiment=") for o in job_overrides[0]):
+                from attnlab.arms import say_equal
+
+                say_equal(jobs)
+            code = run_jobs(jobs)
+        if code:
+            raise SystemExit(code)
+        return []
+
+
+ConfigStore.instance().store(
+    group="hydra/launcher",
+    name="process",
+    node={"_target_": f"{__name__}.{ProcessLauncher.__name__}"},
+)

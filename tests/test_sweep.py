@@ -1,0 +1,97 @@
+"""Sweeps through train.py, and the comparison of arms that experiments start with."""
+
+import signal
+import time
+
+import pytest
+import torch
+from conftest import config
+
+from attnlab.arms import differences, model_differences
+from attnlab.models.transformer import build_model
+
+SMOKE = ("scale=smoke", "model.backend=eager")
+
+
+def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
+    sweep = ("-m", "scale=smoke", "model.backend=triton,eager")
+    for again in (False, True):
+        code, out, _ = train(*sweep)
+        said = [line for line in out.splitlines() if line.startswith(("job", "sweep"))]
+        assert code == 1 and said.pop() == "sweep: 1 of 2 finished"
+        ends = [line.split(": ")[-1].split(" after")[0] for line in said]
+        last = ["finished before"] if again else ["starts", "finished"]
+        assert ends == ["starts", "exit code 2", *last]
+    assert len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 1
+
+
+def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, train, tmp_path):
+    long = ("-m", *SMOKE, "trainer.max_steps=100000", "trainer.eval_every=100000", "seed=0,1")
+    process = start(*long)
+    while not any(p.read_text() for p in tmp_path.glob("outputs/*/*/*/timing.jsonl")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert (
+        "SIGTERM: saved at step" in err
+        and "sweep stopped at job 1 of 2; the same command continues" in out
+    )
+    assert len(list(tmp_path.glob("outputs/*/*/*/checkpoints/last.pt"))) == 1
+
+
+@pytest.mark.parametrize(
+    "change,where",
+    [
+        ("arch.embedding_scale=false", "arch.embedding_scale"),
+        ("arch.positions=learned", "positions.learned.weight"),
+        ("arch.dropout=0.2", "blocks.0.dropout (module)"),
+        ("seed=1", "order of the training samples"),
+        ("seed=1", "head.weight"),
+        ("trainer.lr=0.1", "trainer.lr"),
+        ("arch.embedding_residual=1", "arch.embedding_residual"),
+    ],
+)
+def test_a_difference_beside_attention_is_found(change, where):
+    base = config("scale=smoke", "model=dot_product")
+    found = dict(differences(base, config("scale=smoke", "model=neural_d2", change)))
+    assert where in found
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+def test_shipped_arms_differ_in_attention_only(data):
+    options = ("scale=smoke", f"data={data}")
+    base = config("model=dot_product", *options)
+    for model in ("neural_d2", "neural_d16", "neural_full"):
+        assert list(differences(base, config(f"model={model}", *options))) == []
+
+
+def test_another_initial_value_is_found():
+    a, b = (build_model(config("scale=smoke"), 64, 64, 64) for _ in range(2))
+    with torch.no_grad():
+        b.blocks[1].ffn[0].weight[3, 4] += 1e-7
+        b.blocks[0].attention.mechanism.score_network[0].weight.zero_()  # attention's own affair
+    assert list(model_differences(a, b)) == [("blocks.1.ffn.0.weight", "not the same values")]
+
+
+def test_the_authors_own_pair_is_refused(train, start):
+    old = ("arch.positions=learned", "arch.embedding_scale=false", "arch.embedding_residual=0")
+    pair = (
+        "model=dot_product protocol=released",
+        " ".join(("model=neural_d2", "protocol=released", *old)),
+    )
+    process = start(*pair, script="scripts/compare_arms.py")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "OTHER      arch.positions: sinusoidal_released | learned" in out
+
+
+def test_an_experiment_names_the_differences_of_the_released_code(train):
+    smoke = ("scale=smoke", "data=pydocs", "seed=0", "model=dot_product,neural_d2")
+    code, out, err = train("experiment=table1", *smoke, "protocol=released")
+    assert code == 0, err
+    assert (
+        "as in the released code, model=dot_product and model=neural_d2 differ in arch.emb" in out
+    )
+    assert "equal but for attention" in out and "sweep: 2 of 2 finished" in out
