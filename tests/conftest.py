@@ -11,6 +11,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+# Two test processes share the cores, and a thread that spins while it waits keeps others from
+# working: 20 times slower. Must be there before torch is.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch

@@ -30,6 +30,7 @@ class Meter:
         self.rows = list(earlier)
         self._before = earlier[-1]["wall_s"] if earlier else 0.0
         self._window: list[float] = []
+        self._evaluation: dict[str, float] = {}
         self._waited = self._seen = 0
         self._began = time.perf_counter()
         reset_peak_memory(device)
@@ -56,6 +57,11 @@ class Meter:
             self._window.append(time.perf_counter() - self._t)
             self._waited += self._waited_now
 
+    def evaluated(self, samples: int, seconds: float) -> None:
+        """After an evaluation of so many samples, loading included."""
+        self._evaluation = {"eval_samples": samples, "eval_s": round(seconds, 6)}
+        self._evaluation |= self._throughput(samples, seconds, "throughput/eval_")
+
     def wall_s(self) -> float:
         """Seconds since the run began, in all its processes, not counting pauses between them."""
         return round(self._before + time.perf_counter() - self._began, 3)
@@ -66,6 +72,8 @@ class Meter:
             "step": step,
             "wall_s": self.wall_s(),
             "memory/peak_mib": peak_memory_mib(self.device),
+            "memory/steady_mib": memory_mib(self.device),  # between two steps
+            **self._evaluation,
         }
         if self._window:
             n, spent = len(self._window), sum(self._window)
@@ -74,36 +82,43 @@ class Meter:
                 "timed_s": round(spent, 6),
                 "step_ms_median": round(1000 * statistics.median(self._window), 3),
                 "data_wait": round(self._waited / spent, 4),  # share of the time
-                **self._throughput(n, spent),
+                **self._throughput(n * self.samples, spent, "throughput/"),
             }
-        self._window, self._waited = [], 0.0
+        self._window, self._waited, self._evaluation = [], 0.0, {}
         self.rows.append(row)
         return row
 
-    def _throughput(self, steps: int, seconds: float) -> dict[str, float]:
-        per_s = {"throughput/samples_per_s": round(steps * self.samples / seconds, 2)}
+    def _throughput(self, samples: int, seconds: float, prefix: str) -> dict[str, float]:
+        per_s = {f"{prefix}samples_per_s": round(samples / seconds, 2)}
         if self.tokens:
-            per_s["throughput/tokens_per_s"] = round(steps * self.tokens / seconds, 1)
+            tokens = samples * self.tokens / self.samples
+            per_s[f"{prefix}tokens_per_s"] = round(tokens / seconds, 1)
         return per_s
 
     def summary(self) -> dict[str, Any]:
-        """What result.json says of the whole run; None where too few steps were timed.
+        """What result.json says of the whole run; None where nothing was timed.
 
-        step_ms_median is the median of the rows' medians, peak_memory_mib the largest peak.
+        step_ms_median is the median of the rows' medians, steady_memory_mib that of what is in use
+        between steps, peak_memory_mib the largest peak.
         """
-        timed = [row for row in self.rows if "timed_s" in row]
-        per_s: dict[str, float] = {}
-        if timed:
-            per_s = self._throughput(
-                sum(row["timed_steps"] for row in timed), sum(row["timed_s"] for row in timed)
-            )
-        medians = [row["step_ms_median"] for row in timed]
+        medians = [row["step_ms_median"] for row in self.rows if "step_ms_median" in row]
+        steady = [row["memory/steady_mib"] for row in self.rows if "memory/steady_mib" in row]
         return {
-            "tokens_per_s": per_s.get("throughput/tokens_per_s"),
-            "samples_per_s": per_s.get("throughput/samples_per_s"),
+            **self._speed("timed_steps", "timed_s", self.samples, ""),
+            **self._speed("eval_samples", "eval_s", 1, "eval_"),
             "step_ms_median": round(statistics.median(medians), 2) if medians else None,
             "peak_memory_mib": max(row["memory/peak_mib"] for row in self.rows),
+            "steady_memory_mib": statistics.median(steady) if steady else None,
         }
+
+    def _speed(self, count: str, seconds: str, samples: int, prefix: str) -> dict[str, Any]:
+        """Throughput over all rows that have `seconds`, of `count` times so many samples."""
+        timed = [row for row in self.rows if seconds in row]
+        keys = (f"{prefix}tokens_per_s", f"{prefix}samples_per_s")
+        if not timed:
+            return dict.fromkeys(keys)
+        done, spent = (sum(row[key] for row in timed) for key in (count, seconds))
+        return dict.fromkeys(keys) | self._throughput(done * samples, spent, prefix)
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -127,10 +142,10 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def memory_mib(device: torch.device) -> float:
-    """What `peak_memory_mib` is the peak of, now (CPU: on Linux only)."""
+    """What `peak_memory_mib` is the peak of, now; without Linux, of a CPU the peak itself."""
     if device.type == "cuda":
         return round(torch.cuda.memory_allocated(device) / 2**20, 1)
-    return _status_mib("VmRSS")
+    return _status_mib("VmRSS") if sys.platform == "linux" else peak_memory_mib(device)
 
 
 def _status_mib(field: str) -> float:

@@ -8,6 +8,7 @@ state, and evaluation, logging, saving and the number of workers cannot change a
 import contextlib
 import logging
 import math
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -91,7 +92,9 @@ def fit(
         checkpoint.save_last(folder.checkpoints, state)
 
     def assess() -> dict[str, float]:
+        began = time.perf_counter()
         row = evaluate(compiled, data, selection.split, options.micro, autocast)
+        meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
         row |= dead_scorers(model, sample)
         warn_if_dead({k: v for k, v in row.items() if k.startswith("attention/")}, progress.step)
         if selection.better(row, progress.best):

@@ -1,0 +1,91 @@
+"""What arXiv 2502.17206 (Neural Attention) publishes, each number with its table.
+
+Known are the effects over the dot product at d' = 2 (tables 2 and 5) and two trends (tables 2
+and 6). A number that is not here is not known to us: the report shows a dash, never a guess.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+# Their bodies are nowhere we could read: every number in them is a dash.
+UNKNOWN_TABLES = (1, 3, 4, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where the paper reports the experiment on one data set, and what it finds there.
+
+    metric: "perplexity" or "accuracy", on the test split.
+    tables: numbers of its tables: the metric itself, its effect, memory and speed.
+    figure: number of its figure, the metric over iterations or epochs.
+    effects: arm -> effect over the dot product, positive if the arm is better: perplexity lower
+        by so many percent, accuracy higher by so many percentage points. No spread is published.
+    effect_table: number of the table that has `effects`.
+    """
+
+    metric: str
+    tables: tuple[int, ...]
+    figure: int
+    effects: Mapping[str, float]
+    effect_table: int
+
+
+@dataclass(frozen=True)
+class Trend:
+    """An order of arms that the paper states without numbers we know.
+
+    quantity: key of result.json.
+    rising: arms by rising value of it, the smallest first.
+    """
+
+    text: str
+    data: str
+    table: int
+    quantity: str
+    rising: tuple[str, ...]
+
+    def holds(self, measured: Mapping[str, float]) -> bool | None:
+        """Whether values (arm -> quantity) strictly rise in this order; None if an arm is absent.
+
+        It compares the values as they are, whatever their spread.
+        """
+        if not measured.keys() >= set(self.rising):
+            return None
+        values = [measured[arm] for arm in self.rising]
+        return all(a < b for a, b in pairwise(values))
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    # "best reduction" of version 2; the abstract of version 1 claimed over 5 %
+    "wikitext103": Experiment("perplexity", (1, 2, 6), 9, {"neural_d2": 2.19}, 2),
+    "cifar10": Experiment("accuracy", (3, 5, 7), 10, {"neural_d2": 3.0}, 5),
+    "cifar100": Experiment("accuracy", (4, 5, 8), 11, {"neural_d2": 4.26}, 5),
+}
+
+TRENDS: tuple[Trend, ...] = (
+    Trend(
+        "d' = 2 is better than no projection",
+        "wikitext103",
+        2,
+        "test/perplexity",
+        ("neural_d2", "neural_full"),
+    ),
+    # neural_full has no d', so it is not part of the statement
+    Trend(
+        "memory falls as d' falls",
+        "wikitext103",
+        6,
+        "peak_memory_mib",
+        ("neural_d2", "neural_d16"),
+    ),
+)
+
+
+def effect(data: str, arm: str) -> float | None:
+    """Published effect of `arm` over the dot product on `data`; None if it is not known.
+
+    Unit: percent of perplexity, or percentage points of accuracy; positive is better.
+    """
+    experiment = EXPERIMENTS.get(data)
+    return experiment.effects.get(arm) if experiment else None
