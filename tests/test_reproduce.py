@@ -1,0 +1,48 @@
+"""scripts/reproduce.py: what it says before it starts, and one experiment from start to report."""
+
+import json
+
+import pytest
+
+SMOKE = ("scale=smoke", "logger=none", "runtime.progress=false")
+
+
+def reproduce(start, cache, *words):
+    process = start(*SMOKE, f"runtime.cache={cache}", *words, script="scripts/reproduce.py")
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):
+    long = ("trainer.max_steps=1000000", "trainer.epochs=null", "model=dot_product,neural_d2")
+    code, out, err = reproduce(start, cache, "table3", "data=digits", *long, "seed=0,1")
+    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
+    assert "arms: 2, equal but for attention" in out
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| digits")]
+    assert [row[1] for row in rows] == ["dot_product", "neural_d2"]
+    for row in rows:
+        assert row[3:5] == ["2", "2,000,000"] and all(
+            float(cell.strip(" |")) > 0 for cell in row[7:]
+        )
+        hours = 2_000_000 * float(row[5]) / 3600
+        assert float(row[6].replace(",", "")) == pytest.approx(hours, rel=0.01, abs=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experiment_from_start_to_report(start, cache, tmp_path):
+    words = ("ablate_score_scale", "data=digits", "seed=0", "model.score_scale=false")
+    code, out, err = reproduce(start, cache, *words)
+    assert code == 0, err
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/*/result.json")]
+    assert sorted(r["model"] for r in results) == ["dot_product", "neural_d2"]  # and its baseline
+    assert "sweep: 2 of 2 finished" in out
+    assert "single run" in (tmp_path / "outputs/report/report.md").read_text()
+    code, out, _ = reproduce(start, cache, *words)
+    assert code == 0 and out.count(": finished before") == 2 and "measuring" not in out
+
+
+def test_a_wrong_word_is_one_line(start, cache, tmp_path):
+    code, out, err = reproduce(start, cache, "tabel1")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: experiment=tabel1: unknown experiment; did you mean table1?")
+    assert list(tmp_path.iterdir()) == []
