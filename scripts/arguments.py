@@ -40,14 +40,17 @@ def main_with(main: Callable) -> None:
 
 
 def parse(main: Callable, words: list[str]) -> dict:
-    """key=value words as keyword arguments. Errors: `BadInput` naming the key and what is
-    allowed.
+    """key=value words as keyword arguments; a word without "=" is the first one's value. Errors:
+    `BadInput` naming the key and what is allowed.
     """
     parameters = inspect.signature(main).parameters
+    first = next(iter(parameters))
     given = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key not in parameters:
+        if not equals and first not in given:
+            key, value = first, word
+        elif not equals or key not in parameters:
             raise BadInput(
                 f"{word}: unknown argument{nearest(key, list(parameters))}\n{_usage(main)}"
             )

@@ -1,42 +1,153 @@
-"""Find runs below a folder and lay their results side by side."""
+"""Find the runs below a folder, read what they left there, and list them."""
 
 import json
+import math
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from attnlab.errors import BadInput
+from attnlab.folder import flatten
+from attnlab.report.table import Table
+
+# Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
+INSIDE_A_RUN = {"checkpoints", "wandb"}
+# What a report asks of every configuration, whatever version of the schema wrote it.
+NEEDED = {
+    *("seed", "scale", "protocol", "model.name", "model.mechanism", "data.name", "data.kind"),
+    *(f"arch.{key}" for key in ("body", "layers", "heads", "width")),
+    *(f"trainer.{key}" for key in ("max_steps", "epochs", "batch_size", "select_on")),
+}
+SHOWN = ('"val/', '"test/', "/dead_scorer")  # keys of the metrics.jsonl rows that a report shows
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
-def collect(root: Path) -> list[dict[str, Any]]:
-    """result.json of every run below `root`; a run without one has its status and identity only.
+@dataclass
+class Run:
+    """One run folder as it is on disk.
 
-    Errors: `BadInput` if there is no run.
+    config: config.yaml with dotted keys, empty if it cannot be read. result: result.json. env:
+    env.json. rows: of metrics.jsonl, those with an evaluation or the health of a layer. status:
+    finished, failed, interrupted, unfinished (running, or killed) or unreadable. cause: why it
+    is not finished or has no value, in one line.
     """
-    runs = [_row(config.parent) for config in sorted(root.rglob("config.yaml"))]
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    status: str = "unfinished"
+    cause: str = ""
+
+    @property
+    def metric(self) -> str:
+        """What the run is judged by, without the split: perplexity or accuracy."""
+        return "perplexity" if self.config["data.kind"] == "text" else "accuracy"
+
+    @property
+    def value(self) -> float | None:
+        """The test metric of a finished run; None if that is not a finite number."""
+        value = self.result.get(f"test/{self.metric}") if self.status == "finished" else None
+        return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def collect(root: Path) -> list[Run]:
+    """Every run below `root`, in the order of their paths. Errors: `BadInput` if there is none."""
+    runs = [read(folder) for folder in sorted(_folders(root))]
     if not runs:
         raise BadInput(f"runs={root}: no run folder there (none has a config.yaml)")
     return runs
 
 
-def _row(folder: Path) -> dict[str, Any]:
-    file = folder / "result.json"
-    if file.is_file():
-        result = json.loads(file.read_text())
-        health = [v for k, v in result.items() if k.endswith("/dead_scorer")]
-        # of the layer with most of them
-        return {**result, "dead_scorer": max(health, default=None), "folder": str(folder)}
-    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+def _folders(root: Path) -> list[Path]:
+    found = []
+    for folder, below, files in os.walk(root):
+        below[:] = [n for n in below if n not in INSIDE_A_RUN and not n.startswith(".")]
+        if "config.yaml" in files:
+            found.append(Path(folder))
+    return found
+
+
+def read(folder: Path) -> Run:
+    """One run; what is damaged makes it `unreadable` and stops nothing."""
+    run = Run(folder)
+    try:
+        run.config = _config(folder / "config.yaml")
+        run.env = _object(folder / "env.json")
+        run.result = _object(folder / "result.json")
+        run.rows, last = _rows(folder / "metrics.jsonl")
+    except (OSError, ValueError) as error:
+        run.status, run.cause = "unreadable", _line(str(error))
+        return run
+    run.status = run.result.get("status", "unfinished")
+    if run.status != "finished":
+        run.cause = _cause(run, last)
+    elif run.value is None:
+        run.cause = f"test/{run.metric} is {run.result.get(f'test/{run.metric}')}"
+    return run
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = yaml.load(file.read_text(), Loader=LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config.yaml: {error}") from None
+    config = flatten(config) if isinstance(config, dict) else {}
+    if missing := sorted(NEEDED - config.keys()):
+        raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
+    return config
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """A JSON file's content, empty without the file. Errors: ValueError naming the file."""
+    try:
+        content = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name}: not a JSON object")
+    return content
+
+
+def _rows(file: Path) -> tuple[list[dict[str, Any]], int | None]:
+    """The rows that a report shows, and the step of the last row of all.
+
+    A long run has tens of thousands of rows of training loss: only the others are parsed. A torn
+    row is left out, as the run itself does when it continues.
+    """
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    shown = (_row(line) for line in lines if any(key in line for key in SHOWN))
+    last = next((row["step"] for line in reversed(lines) if (row := _row(line))), None)
+    return [row for row in shown if row], last
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def _cause(run: Run, last: int | None) -> str:
+    total = run.config["trainer.max_steps"]
+    of = f" of {total:,}" if total else ""
+    where = "no step logged" if last is None else f"last step {last:,}{of}"
+    failed = run.folder / "failed.txt"
+    if failed.is_file():
+        return f"{_line(failed.read_text(errors='replace'))} ({where})"
     return {
-        "status": "unfinished",  # running, or killed
-        "model": cfg["model"]["name"],
-        "data": cfg["data"]["name"],
-        "seed": cfg["seed"],
-        "scale": cfg["scale"],
-        "protocol": cfg["protocol"],
-        "folder": str(folder),
-    }
+        "unfinished": f"running or killed, {where}",
+        "interrupted": f"{where}; the same command continues",
+    }.get(run.status, f"started again after it {run.status}, {where}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 COLUMNS = {
@@ -56,23 +167,32 @@ COLUMNS = {
     "peak_memory_mib": "peak MiB",
     "wall_s": "s",
 }
+ORDER = ("data", "scale", "model", "seed")
 
 
-def markdown(runs: list[dict[str, Any]]) -> str:
+def markdown(runs: list[Run]) -> str:
     """One Markdown table of all runs, without columns that no run fills."""
-    runs = sorted(runs, key=lambda r: (r["data"], r["scale"], r["model"], r["seed"]))
-    keys = [key for key in COLUMNS if any(run.get(key) is not None for run in runs)]
-    lines = [[COLUMNS[key] for key in keys]]
-    lines += [[_text(run.get(key)) for key in keys] for run in runs]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join(
-        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
-        for line in lines
-    )
+    rows = sorted(map(_summary, runs), key=lambda row: [row[key] for key in ORDER])
+    keys = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
+    cells = [[_shown(row.get(key)) for key in keys] for row in rows]
+    return Table({COLUMNS[key]: "text" for key in keys}, cells).markdown()
 
 
-def _text(value: Any) -> str:
+def _summary(run: Run) -> dict[str, Any]:
+    health = [v for k, v in run.result.items() if k.endswith("/dead_scorer")]
+    return {
+        **run.result,
+        "data": run.config.get("data.name", f"{run.folder}: {run.cause}"),
+        "model": run.config.get("model.name", ""),
+        "seed": run.config.get("seed", 0),
+        "scale": run.config.get("scale", ""),
+        "protocol": run.config.get("protocol", ""),
+        "status": run.status,
+        "dead_scorer": max(health, default=None),  # of the layer with most of them
+    }
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.5g}" if isinstance(value, float) else str(value)

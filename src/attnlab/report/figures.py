@@ -1,11 +1,23 @@
 """Figures; needs the `report` extra (matplotlib)."""
 
+import io
+import textwrap
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+
+from attnlab.folder import write_atomic
+from attnlab.report.curves import Curve, Curves
+from attnlab.report.surface import REACH, Surface
+
+DASH = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
+# The same runs give the same bytes: no date, and no random names inside an SVG.
+matplotlib.rcParams["svg.hashsalt"] = "attnlab"
+WITHOUT_DATE = {"svg": {"Date": None}, "png": {}}
 
 
 def plot_benchmark(rows: list[dict], file: Path) -> None:
@@ -46,4 +58,77 @@ def plot_benchmark(rows: list[dict], file: Path) -> None:
         fontsize=10,
     )
     figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_curves(curves: Curves, stem: Path) -> None:
+    """The paper's figures 9 to 11, as <stem>.png and <stem>.svg: mean over seeds, and a band from
+    the smallest to the largest; every run as a thin line where they are few.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.3), layout="constrained")
+    for curve in curves.curves:
+        _draw(axis, curve)
+    if curves.log:
+        axis.set_yscale("log")
+        _plain_numbers(axis)
+    axis.set(xlabel=curves.x_label, ylabel=curves.y_label)
+    axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=9, frameon=False)
+    _save(figure, stem)
+
+
+def _draw(axis, curve: Curve) -> None:
+    style = {"color": curve.color, "linestyle": DASH[curve.dash]}
+    label = legend(curve)
+    for line in curve.lines:
+        if not line.whole or curve.n > 1:
+            dashes = "-" if line.whole else (0, (1, 2))
+            axis.plot(line.x, line.y, color=curve.color, linestyle=dashes, lw=0.7, alpha=0.5)
+    if curve.n > 1:
+        axis.fill_between(curve.x, curve.low, curve.high, color=curve.color, alpha=0.12, lw=0)
+    marker = "o" if len(curve.x) <= 30 else None
+    axis.plot(curve.x, curve.mean, lw=1.8, marker=marker, markersize=3.5, label=label, **style)
+
+
+def legend(curve: Curve) -> str:
+    """An arm's name in a figure: of how many finished runs it is the mean."""
+    if curve.n > 1:
+        return f"{curve.label}, mean of {curve.n}"
+    return f"{curve.label}, {'single run' if curve.n else 'unfinished'}"
+
+
+def _plain_numbers(axis) -> None:
+    """Ticks of a logarithmic axis as 100, 200, 500 and not as powers of ten."""
+    ticks = matplotlib.ticker
+    axis.yaxis.set_major_locator(ticks.LogLocator(subs=(1, 2, 5), numticks=12))
+    axis.yaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.yaxis.set_minor_locator(ticks.NullLocator())
+
+
+def plot_surface(surface: Surface, title: str, stem: Path) -> None:
+    """The paper's figure 1, as <stem>.png and <stem>.svg: two surfaces over (x, y)."""
+    figure = plt.figure(figsize=(9, 4.3), layout="constrained")
+    x, y = np.meshgrid(surface.axis, surface.axis)
+    parts = (("dot product", surface.dot), (f"Neural Attention: {surface.label}", surface.neural))
+    for i, (name, scores) in enumerate(parts, 1):
+        axis = figure.add_subplot(1, 2, i, projection="3d")
+        axis.plot_surface(
+            x, y, np.array(scores), cmap="viridis", linewidth=0, rstride=1, cstride=1
+        )
+        axis.set(xlabel="x", ylabel="y", xlim=(-REACH, REACH), ylim=(-REACH, REACH))
+        axis.set_zlabel("score")
+        axis.set_title(name, fontsize=10)
+    title = f"Score of a query with itself, q' = k' = (x, y): {title}"
+    figure.suptitle(textwrap.fill(title, 110), fontsize=10)
+    _save(figure, stem)
+
+
+def _save(figure, stem: Path) -> None:
+    """As PNG and SVG, each whole or not at all."""
+    for kind, metadata in WITHOUT_DATE.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue())
     plt.close(figure)

@@ -1,0 +1,206 @@
+"""Which runs belong together: comparisons, their arms, and the effect of each arm."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from attnlab.config import UNHASHED
+from attnlab.report import naming, statistics
+from attnlab.report.collect import Run
+from attnlab.report.setting import arm_deviations
+
+# What the released protocol sets per arm although it is no part of attention.
+PER_ARM = {"arch.embedding_residual"}
+NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper
+SCALES = ("paper", "mini", "smoke")
+
+
+@dataclass(eq=False)
+class Arm:
+    """Runs that differ in nothing but their seed (and model.backend).
+
+    own: the keys that make the arm: model.*, and arch.* where the released protocol sets it.
+    ablation: the keys it changes of the paper's arm of its name; empty if it is that arm itself,
+    or that arm was not run.
+    """
+
+    label: str
+    own: dict[str, Any]
+    ablation: str
+    runs: list[Run]
+
+    @cached_property
+    def counted(self) -> dict[int, Run]:
+        """seed -> finished run, by seed; of several with one seed the first by path counts."""
+        finished = {r.config["seed"]: r for r in reversed(self.runs) if r.value is not None}
+        return dict(sorted(finished.items()))
+
+    @property
+    def repeated(self) -> list[Run]:
+        """Finished runs that repeat a seed, and so do not count."""
+        counted = {run.folder for run in self.counted.values()}
+        return [r for r in self.runs if r.value is not None and r.folder not in counted]
+
+    @property
+    def values(self) -> dict[int, float]:
+        """seed -> test metric."""
+        return {seed: run.value for seed, run in self.counted.items()}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of any of its runs; all but the seed holds for the others."""
+        return self.runs[0].config
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Arms whose runs agree in everything but seed and attention.
+
+    arms: dot_product first where there is one. ablation: of which keys it is one; empty for the
+    paper's arms. slug: short, as part of a file name. effects: of `judged`, by label; none if
+    the data was not the same for all.
+    """
+
+    title: str
+    slug: str
+    ablation: str
+    arms: list[Arm]
+    effects: dict[str, statistics.Effect] = field(init=False)
+
+    def __post_init__(self):
+        values = {arm.label: arm.values for arm in self.judged if arm.values}
+        if self.baseline and self.baseline.values:
+            values[statistics.BASELINE] = self.baseline.values
+        one = len(self.fingerprints) == 1
+        self.effects = statistics.compare(values, self.metric) if one else {}
+
+    @property
+    def baseline(self) -> Arm | None:
+        """The arm that the others are compared with."""
+        return _baseline(self.arms)
+
+    @property
+    def judged(self) -> list[Arm]:
+        """The arms of this family of tests: an ablation does not test again what it changes."""
+        own = (arm for arm in self.arms if bool(arm.ablation) == bool(self.ablation))
+        return [arm for arm in own if arm is not self.baseline]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """That of any run; all but the seed and `Arm.own` holds for the others."""
+        return self.arms[0].config
+
+    @property
+    def metric(self) -> str:
+        """perplexity or accuracy."""
+        return self.arms[0].runs[0].metric
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Of the data of all finished runs: a name does not say what was behind it."""
+        counted = (run for arm in self.arms for run in arm.counted.values())
+        return {str(run.result.get("data_fingerprint")) for run in counted}
+
+    @property
+    def runs(self) -> list[Run]:
+        """All of them, finished or not."""
+        return [run for arm in self.arms for run in arm.runs]
+
+
+def comparisons(runs: Iterable[Run]) -> list[Comparison]:
+    """All comparisons among readable runs; published scale first, then by data set and size.
+
+    Arms that change keys of the paper's arm of their name are an ablation of these keys and are
+    compared apart, so that they do not widen the intervals of the paper's arms.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config:
+            groups.setdefault(naming.frozen(_shared(run.config)), []).append(run)
+    ordered = sorted(groups.values(), key=_order)
+    titles = naming.titles([_shared(group[0].config) for group in ordered])
+    found: list[Comparison] = []
+    slugs: Counter[str] = Counter()
+    for title, group in zip(titles, ordered, strict=True):
+        for ablation, arms in _families(_arms(group)).items():
+            more = f": ablation of {ablation}" if ablation else ""
+            where = (group[0].config[key] for key in ("data.name", "scale", "protocol"))
+            slug = naming.slug(" ".join(where) + more)
+            slugs[slug] += 1
+            number = f"_{slugs[slug]}" if slugs[slug] > 1 else ""
+            found.append(Comparison(title + more, slug + number, ablation, arms))
+    return found
+
+
+def _is_own(key: str, config: dict[str, Any]) -> bool:
+    return key.startswith("model.") or (key in PER_ARM and config["protocol"] == "released")
+
+
+def _shared(config: dict[str, Any]) -> dict[str, Any]:
+    """What all runs of a comparison agree in."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key.split(".")[0] not in UNHASHED | {"seed"} and not _is_own(key, config)
+    }
+
+
+def _own(config: dict[str, Any]) -> dict[str, Any]:
+    """What makes an arm."""
+    return {k: v for k, v in config.items() if _is_own(k, config) and k != "model.backend"}
+
+
+def _order(group: list[Run]) -> tuple:
+    config = group[0].config
+    rank = SCALES.index(config["scale"]) if config["scale"] in SCALES else len(SCALES)
+    kind = (rank, config["data.name"], config["protocol"])
+    return (*kind, -len(group), naming.frozen(_shared(config)))
+
+
+def _arms(group: list[Run]) -> list[Arm]:
+    members: dict[str, list[Run]] = {}
+    for run in group:
+        members.setdefault(naming.frozen(_own(run.config)), []).append(run)
+    owns = [_own(runs[0].config) for runs in members.values()]
+    shared = _shared(group[0].config)
+    papers = {own["model.name"]: own for own in owns if not arm_deviations(shared | own)}
+    arms = []
+    for own, runs in zip(owns, members.values(), strict=True):
+        original = papers.get(own["model.name"])
+        namesakes = [other for other in owns if other["model.name"] == own["model.name"]]
+        keys = naming.changed(own, [original] if original else namesakes, shared)
+        ablation = ", ".join(key.removeprefix("model.") for key in keys) if original else ""
+        arms.append(Arm(naming.label(own, keys), own, ablation, runs))
+    return sorted(arms, key=_arm_order)
+
+
+def _arm_order(arm: Arm) -> tuple:
+    name = arm.own["model.name"]
+    rank = NAMES.index(name) if name in NAMES else len(NAMES)
+    dot = arm.own["model.mechanism"] == "dot_product"
+    return (not dot, bool(arm.ablation), rank, naming.natural(arm.label))
+
+
+def _baseline(arms: list[Arm]) -> Arm | None:
+    return arms[0] if arms[0].own["model.mechanism"] == "dot_product" else None
+
+
+def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
+    """Arms to compare with each other, by what they are an ablation of; each ablation with the
+    baseline and the arms that it changes.
+    """
+    families: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if not arm.ablation:
+            families.setdefault("", []).append(arm)
+    for arm in arms:
+        if arm.ablation:
+            name = arm.own["model.name"]
+            original = next(a for a in families[""] if a.own["model.name"] == name)
+            family = families.setdefault(arm.ablation, [])
+            for member in (_baseline(arms), original, arm):
+                if member and member not in family:
+                    family.append(member)
+    return {keys: sorted(family, key=_arm_order) for keys, family in families.items()}

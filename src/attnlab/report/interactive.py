@@ -1,0 +1,89 @@
+"""The page's interactive figures as JSON, drawn by the plotly.js inside the page itself."""
+
+from itertools import chain
+
+import plotly.graph_objects as go
+
+from attnlab.report.curves import Curve, Curves
+from attnlab.report.figures import legend
+from attnlab.report.surface import Surface
+
+FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1c1e21"}
+GRID = {"gridcolor": "#e6e6e6", "zeroline": False, "linecolor": "#999999", "ticks": "outside"}
+
+
+def curve_plot(curves: Curves) -> str:
+    """Means, bands and single runs of all arms."""
+    figure = go.Figure(list(chain.from_iterable(map(_traces, curves.curves))))
+    figure.update_layout(
+        template="none",
+        font=FONT,
+        height=440,
+        margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        hovermode="closest",
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        xaxis={"title": {"text": curves.x_label}, **GRID},
+        yaxis={"title": {"text": curves.y_label}, **GRID},
+    )
+    if curves.log:
+        figure.update_yaxes(type="log", tickformat=",~r", minor_showgrid=False, nticks=8)
+    return _json(figure)
+
+
+def _traces(curve: Curve) -> list[go.Scatter]:
+    """A band, thin lines of single runs, and the mean, hidden and shown together."""
+    quiet = {"showlegend": False, "legendgroup": curve.label}
+    traces = []
+    if curve.n > 1:
+        around = {"x": curve.x + curve.x[::-1], "y": curve.high + curve.low[::-1]}
+        fill = {"fill": "toself", "fillcolor": _faint(curve.color), "line": {"width": 0}}
+        traces.append(go.Scatter(**around, **fill, mode="lines", hoverinfo="skip", **quiet))
+    for line in curve.lines:
+        if not line.whole or curve.n > 1:
+            style = {"color": curve.color, "width": 0.8, "dash": "solid" if line.whole else "dot"}
+            look = {"name": line.name, "mode": "lines", "line": style, "opacity": 0.5}
+            traces.append(go.Scatter(x=line.x, y=line.y, **look, **quiet))
+    mean = go.Scatter(
+        x=curve.x,
+        y=curve.mean,
+        name=legend(curve),
+        mode="lines+markers" if len(curve.x) <= 30 else "lines",
+        line={"color": curve.color, "width": 2.2, "dash": curve.dash},
+        marker={"size": 5},
+        legendgroup=curve.label,
+    )
+    return [*traces, mean]
+
+
+def _faint(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.12)"
+
+
+def surface_plots(surface: Surface) -> list[str]:
+    """The dot product, and the score network."""
+    return [_surface(surface.axis, scores) for scores in (surface.dot, surface.neural)]
+
+
+def _surface(axis: list[float], scores: list[list[float]]) -> str:
+    rounded = [[float(f"{score:.5g}") for score in row] for row in scores]
+    figure = go.Figure(
+        go.Surface(x=axis, y=axis, z=rounded, colorscale="Viridis", showscale=False)
+    )
+    figure.update_layout(
+        template="none",
+        font={**FONT, "size": 11},
+        height=380,
+        margin={"l": 0, "r": 0, "t": 0, "b": 0},
+        scene={
+            "zaxis": {"title": {"text": "score"}},
+            "aspectmode": "cube",
+            "camera": {"eye": {"x": -1.2, "y": -1.7, "z": 0.9}, "center": {"z": -0.1}},
+        },
+    )
+    return _json(figure)
+
+
+def _json(figure: go.Figure) -> str:
+    """Without `<`, so that it can stand inside a script element whatever a label says."""
+    return figure.to_json().replace("<", "\\u003c")

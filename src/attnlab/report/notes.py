@@ -1,0 +1,244 @@
+"""What a reader must know to read the numbers of a comparison rightly, in sentences."""
+
+from collections.abc import Iterable
+from statistics import fmean
+
+from attnlab.report import published
+from attnlab.report.compare import PER_ARM, Comparison
+from attnlab.report.setting import arm_deviations, deviations, source
+from attnlab.report.statistics import MAX_SEEDS
+from attnlab.report.tables import commit, judge
+
+MEMORY = (
+    "The paper's own figures for memory and speed (tables 6 to 8) are not comparable with these: "
+    "its memory was adjusted by hand afterwards for gradient accumulation, and the inference time "
+    "its code prints ignores the batch size."
+)
+DEAD = (
+    "A row is one query of one head; it is dead if its score is the same for every key it sees, "
+    "so that it attends uniformly. A run is dead in a layer where all rows are: its score network "
+    "gets no gradient any more. Failed and unfinished runs count with what they logged."
+)
+DIFFERENT = "the runs used different data, so their numbers are not comparable"
+
+
+def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
+    """For each compared arm, the verdict's word and the sentence around it."""
+    said = []
+    for arm in comparison.judged:
+        if effect := comparison.effects.get(arm.label):
+            found = judge(arm, effect)
+            more = ""
+            if found.needed:
+                more = f"; about {found.needed} seeds would decide"
+            elif found.word in ("undecided", "no difference shown"):
+                more = f"; {MAX_SEEDS:,} seeds would not decide"
+            said.append((found.word, f"{arm.label}: {found.reason}{more}"))
+    if not said:
+        said.append(("no verdict", _why_none(comparison)))
+    return said
+
+
+def _why_none(comparison: Comparison) -> str:
+    if comparison.baseline is None:
+        return "no dot_product run to compare with"
+    if not comparison.baseline.values:
+        return "no dot_product run has finished"
+    if len(comparison.fingerprints) > 1:
+        return DIFFERENT
+    return "no other arm has finished a seed of dot_product"
+
+
+def results(comparison: Comparison) -> list[str]:
+    """Notes on the table of results."""
+    return [note for part in PARTS for note in part(comparison)]
+
+
+def _size(comparison: Comparison) -> Iterable[str]:
+    config = comparison.config
+    far = deviations(config)
+    if config["scale"] != "paper":
+        yield (
+            f"This is a miniature (scale={config['scale']}), not the paper's experiment. "
+            "Its verdicts say whether an arm differs from the dot product here; a published "
+            "effect stands beside them for orientation only."
+        )
+    elif far:
+        yield (
+            "Not the published setting, so published effects are for orientation only: "
+            f"{'; '.join(far)}."
+        )
+
+
+def _data(comparison: Comparison) -> Iterable[str]:
+    data = comparison.config["data.name"]
+    name = source(data)
+    if name is None:
+        yield f"The paper has no experiment on {data}: nothing published to compare with."
+    elif name != data:
+        yield (
+            f"The paper has no experiment on {data}; what stands as published is {name}'s, for "
+            "orientation."
+        )
+
+
+def _arms(comparison: Comparison) -> Iterable[str]:
+    for key in sorted(PER_ARM):
+        values = {arm.label: arm.own[key] for arm in comparison.arms if key in arm.own}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{value} in {label}" for label, value in values.items())
+            yield (
+                "The arms differ by more than attention, as they do in the released code: "
+                f"{key} is {said}."
+            )
+    for arm in comparison.arms:
+        changed = arm_deviations(arm.config)
+        if changed and not comparison.ablation:  # whose labels say it
+            yield f"{arm.label} is not the paper's arm of that name: {'; '.join(changed)}."
+
+
+def _selection(comparison: Comparison) -> Iterable[str]:
+    if comparison.config["trainer.select_on"] == "test":
+        yield (
+            "Checkpoints were selected on the test split (trainer.select_on=test, as the released "
+            "code does), so every test number here is optimistic."
+        )
+
+
+def _runs(comparison: Comparison) -> Iterable[str]:
+    arms = comparison.arms
+    most = max(len(arm.counted) for arm in arms)
+    if most == 1:
+        yield "Every number is a single run of one seed: it has no spread, and decides nothing."
+    elif most > 1:
+        yield _intervals(comparison)
+    if repeated := [run for arm in arms for run in arm.repeated]:
+        names = ", ".join(str(run.folder) for run in repeated[:3])
+        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        yield (
+            "Runs that repeat a seed of their arm are no further evidence and are not counted: "
+            f"{names}{more}."
+        )
+    if len(comparison.fingerprints) > 1:
+        said = ", ".join(sorted(comparison.fingerprints))
+        yield f"WARNING: {DIFFERENT} (fingerprints {said})."
+    if len({commit(run.env) for arm in arms for run in arm.counted.values()}) > 1:
+        yield "The runs were made with different commits (listed below)."
+
+
+def _intervals(comparison: Comparison) -> str:
+    effects = [effect for effect in comparison.effects.values() if effect.sd is not None]
+    text = "Ours is mean and 95 % t-interval over seeds."
+    if effects:
+        text += " Effects are paired by seed; positive is better than the dot product."
+    if len(effects) > 1:
+        text += (
+            f" The {len(effects)} intervals hold together with 95 %, and p is corrected for all "
+            "of them (Holm); the verdict goes by the interval."
+        )
+    return text
+
+
+def _tokens(comparison: Comparison) -> Iterable[str]:
+    if comparison.metric == "accuracy":
+        return
+    config = comparison.config
+    text = f"Perplexity is per token of the tokenizer {config['data.tokenizer']}"
+    if config["data.tokenizer"] == "train":
+        text = f"Perplexity is per token of a vocabulary of {config['data.vocab_size']:,}"
+    unigram = {
+        round(run.result["test/unigram_perplexity"], 2)
+        for arm in comparison.arms
+        for run in arm.counted.values()
+        if "test/unigram_perplexity" in run.result
+    }
+    if unigram:
+        text += f"; token frequencies alone reach {min(unigram):,.2f}"
+    yield text + "."
+
+
+def _trends(comparison: Comparison) -> Iterable[str]:
+    """Orders of arms that the paper states, on the published data or a stand-in for it."""
+    name = source(comparison.config["data.name"])
+    for trend in published.TRENDS:
+        if trend.data != name or comparison.ablation:
+            continue
+        holds = trend.holds(_means(comparison, trend))
+        if holds is not None:
+            yield (
+                f"Published trend (table {trend.table}): {trend.text}. Means over the seeds that "
+                f"these arms share {'do the same' if holds else 'do not'}, whatever their spread."
+            )
+
+
+def _means(comparison: Comparison, trend: published.Trend) -> dict[str, float]:
+    """Of the trend's quantity, for the paper's arms in it, over the seeds they have in common."""
+    arms = {
+        arm.own["model.name"]: arm.counted
+        for arm in comparison.arms
+        if arm.own["model.name"] in trend.rising and not arm_deviations(arm.config)
+    }
+    seeds = set.intersection(*map(set, arms.values())) if arms else set()
+    values = {
+        name: [runs[seed].result.get(trend.quantity) for seed in seeds]
+        for name, runs in arms.items()
+    }
+    return {name: fmean(found) for name, found in values.items() if found and None not in found}
+
+
+PARTS = (_size, _data, _arms, _selection, _runs, _tokens, _trends)
+
+
+def cost(comparison: Comparison) -> list[str]:
+    """Notes on the table of costs."""
+    counted = [run for arm in comparison.arms for run in arm.counted.values()]
+    keys = ("device", "device_name", "threads", "torch")
+    machines = sorted({tuple(str(run.env.get(key)) for key in keys) for run in counted})
+    said = [f"{name}, {threads} threads, torch {torch}" for _, name, threads, torch in machines]
+    notes = []
+    if len(said) == 1:
+        notes.append(f"Medians of the finished runs, measured on {said[0]}.")
+    elif said:
+        notes.append(
+            "WARNING: measured on different machines, so the ratios compare more than the arms: "
+            + "; ".join(said[:4])
+            + ("; ..." if len(said) > 4 else "")
+            + "."
+        )
+    if any(device == "cpu" for device, *_ in machines):
+        notes.append("Peak MiB on a CPU is the resident memory of the whole process.")
+    if any(key.startswith("eval_") for run in counted for key in run.result):
+        notes.append("Inference is that of the evaluations during training, with their loading.")
+    return [*notes, MEMORY]
+
+
+def setting(comparison: Comparison) -> str:
+    """Sizes and budget in one line."""
+    config = comparison.config
+    size = {
+        "{} layers": "arch.layers",
+        "{} heads": "arch.heads",
+        "width {}": "arch.width",
+        "sequences of {} tokens": "data.sequence_length",
+        "images of {} pixels a side": "data.image_size",
+        "patches of {}": "arch.patch_size",
+        "batch {}": "trainer.batch_size",
+        "at most {} steps": "trainer.max_steps",
+        "at most {} epochs": "trainer.epochs",
+        "learning rate {}": "trainer.lr",
+        "schedule {}": "trainer.schedule",
+        "{}": "trainer.precision",
+    }
+    known = {text: config.get(key) for text, key in size.items()}
+    return ", ".join(
+        text.format(f"{value:,}" if isinstance(value, int) else value)
+        for text, value in known.items()
+        if value is not None
+    )
+
+
+def tag(comparison: Comparison) -> str:
+    """What every mention of a comparison that is not the published one carries."""
+    if comparison.config["scale"] != "paper":
+        return "miniature"
+    return "not the published setting" if deviations(comparison.config) else ""

@@ -1,0 +1,231 @@
+"""The tables of a report: results, cost, health of the scorers, and the runs themselves."""
+
+import os
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+from urllib.parse import quote
+
+from attnlab.report import statistics
+from attnlab.report.collect import Run
+from attnlab.report.compare import Arm, Comparison
+from attnlab.report.setting import reference
+from attnlab.report.statistics import Effect, Verdict
+from attnlab.report.table import DASH, Cell, Link, Table
+
+
+def results(comparison: Comparison) -> Table:
+    """Ours, the published effect, our effect, its p, the verdict and n; a row for each arm."""
+    tested = [effect for effect in comparison.effects.values() if effect.sd is not None]
+    level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
+    columns = {
+        "model": "text",
+        f"test {comparison.metric}": "number",
+        "published effect": "number",
+        f"effect over dot product{level}": "number",
+        "p (Holm)": "number",
+        "verdict": "text",
+        "n": "number",
+    }
+    return Table(columns, [_result(comparison, arm) for arm in comparison.arms])
+
+
+def _result(comparison: Comparison, arm: Arm) -> list[Cell]:
+    n = len(arm.counted)
+    effect = comparison.effects.get(arm.label)
+    paired = "" if effect is None or effect.n == n else f" ({effect.n} paired)"
+    return [arm.label, _ours(comparison, arm), *_judged(comparison, arm, effect), f"{n}{paired}"]
+
+
+def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str]:
+    """Published effect, ours, p and verdict."""
+    if arm is comparison.baseline:
+        return ["", "baseline", "", ""]
+    if effect:
+        p = DASH if effect.p_holm is None else _p(effect.p_holm)
+        return [_published(arm), effect_text(effect), p, judge(arm, effect).word]
+    if comparison.ablation and not arm.ablation:
+        return [_published(arm), _mean_effect(comparison, arm), "", "see above"]
+    return [_published(arm), DASH, DASH, DASH if arm.counted else "no finished run"]
+
+
+def _mean_effect(comparison: Comparison, arm: Arm) -> str:
+    base = comparison.baseline
+    if base is None or not base.values.keys() & arm.values.keys():
+        return DASH
+    effect = statistics.paired_effect(arm.values, base.values, comparison.metric)
+    return f"{effect.mean:+.2f} {effect.unit}"
+
+
+def judge(arm: Arm, effect: Effect) -> Verdict:
+    """Against the published effect where data, sizes, budget and arm are the published ones;
+    else against no effect at all.
+    """
+    known = reference(arm.config)
+    return statistics.verdict(effect, known.effect if known and known.exact else None)
+
+
+def _ours(comparison: Comparison, arm: Arm) -> str:
+    if not arm.values:
+        return DASH
+    factor, end = (1, "") if comparison.metric == "perplexity" else (100, " %")
+    s = statistics.summarize([factor * value for value in arm.values.values()])
+    interval = "" if s.sd is None else f" [{s.low:,.2f}, {s.high:,.2f}]"
+    return f"{s.mean:,.2f}{interval}{end}"
+
+
+def _published(arm: Arm) -> str:
+    known = reference(arm.config)
+    if known is None:
+        return DASH
+    unit = statistics.UNIT[arm.runs[0].metric]
+    text = f"{known.effect:+.2f} {unit}"
+    return f"{text} (table {known.table})" if known.exact else f"({text}, orientation)"
+
+
+def effect_text(effect: Effect) -> str:
+    """Mean, unit and, over several seeds, the interval."""
+    interval = "" if effect.sd is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]"
+    return f"{effect.mean:+.2f} {effect.unit}{interval}"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def cost(comparison: Comparison) -> Table:
+    """Parameters, memory and speed in training and in inference, as the paper's tables 6 to 8 have
+    them: medians of the finished runs, without columns that no run fills.
+    """
+    what, unit = (
+        ("tokens", "tokens/s") if comparison.metric == "perplexity" else ("samples", "images/s")
+    )
+    arms = [arm for arm in comparison.arms if arm.counted]
+    columns: dict[str, list[str]] = {
+        "parameters": _column(arms, "params"),
+        "of which attention": _column(arms, "params_attention"),
+        unit: _column(arms, f"{what}_per_s"),
+        "step, ms": _column(arms, "step_ms_median", ",.1f"),
+        "time / dot product": _ratios(comparison, arms, "step_ms_median"),
+        f"inference, {unit}": _column(arms, f"eval_{what}_per_s"),
+        "peak MiB": _column(arms, "peak_memory_mib"),
+        "memory / dot product": _ratios(comparison, arms, "peak_memory_mib"),
+        "MiB between steps": _column(arms, "steady_memory_mib"),
+        "n": [str(len(arm.counted)) for arm in arms],
+    }
+    filled = {name: column for name, column in columns.items() if set(column) != {DASH}}
+    labels = [arm.label for arm in arms]
+    rows = [list(row) for row in zip(labels, *filled.values(), strict=True)]
+    return Table({"model": "text", **dict.fromkeys(filled, "number")}, rows)
+
+
+def _column(arms: list[Arm], key: str, form: str = ",.0f") -> list[str]:
+    medians = [_median(arm, key) for arm in arms]
+    return [DASH if median is None else f"{median:{form}}" for median in medians]
+
+
+def _ratios(comparison: Comparison, arms: list[Arm], key: str) -> list[str]:
+    """Medians by that of the baseline."""
+    base = comparison.baseline and _median(comparison.baseline, key)
+    medians = [_median(arm, key) for arm in arms]
+    return [f"{median / base:.2f}" if median and base else DASH for median in medians]
+
+
+def _median(arm: Arm, key: str) -> float | None:
+    values = [run.result.get(key) for run in arm.counted.values()]
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
+
+
+def health(comparison: Comparison) -> Table:
+    """Share of rows with a constant score, by arm and layer: at step 0 and in the last
+    evaluation.
+    """
+    columns = {
+        "model": "text",
+        "layer": "number",
+        "runs": "number",
+        "dead rows at step 0": "number",
+        "runs dead at step 0": "number",
+        "dead rows at the end": "number",
+        "runs dead at the end": "number",
+    }
+    rows = [
+        [arm.label, layer, *_dead(arm, f"attention/{layer}/dead_scorer")]
+        for arm in comparison.arms
+        for layer in _layers(arm)
+    ]
+    return Table(columns, rows)
+
+
+def _layers(arm: Arm) -> list[str]:
+    keys = {key for run in arm.runs for row in run.rows for key in row}
+    return sorted({k.split("/")[1] for k in keys if k.endswith("/dead_scorer")}, key=int)
+
+
+def _dead(arm: Arm, key: str) -> list[str]:
+    shares = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
+    begin = [run[0][1] for run in shares if run and run[0][0] == 0]
+    end = [run[-1][1] for run in shares if run and run[-1][0] > 0]
+
+    def both(values: list[float]) -> list[str]:
+        if not values:
+            return [DASH, DASH]
+        dead = sum(value == 1 for value in values)
+        return [f"{100 * fmean(values):.1f} %", f"{dead} of {len(values)}"]
+
+    return [str(sum(map(bool, shares))), *both(begin), *both(end)]
+
+
+def unfinished(runs: list[Run], out: Path) -> Table:
+    """Runs without a result, and why."""
+    rows = [[_link(run, out), *_identity(run), run.status, run.cause] for run in runs if run.cause]
+    return Table({"run": "text", **IDENTITY, "status": "text", "cause": "text"}, rows)
+
+
+def listing(runs: list[Run], out: Path) -> Table:
+    """Every run with its result, its commit and its machine."""
+    columns = {
+        "run": "text",
+        **IDENTITY,
+        "test": "number",
+        "commit": "text",
+        "device": "text",
+        "threads": "number",
+        "torch": "text",
+        "Python": "text",
+    }
+    return Table(columns, [[_link(run, out), *_identity(run), *_made(run)] for run in runs])
+
+
+IDENTITY = {"data": "text", "model": "text", "seed": "number"}
+
+
+def _identity(run: Run) -> list[str]:
+    return [str(run.config.get(key, DASH)) for key in ("data.name", "model.name", "seed")]
+
+
+def _made(run: Run) -> list[str]:
+    if run.value is None:
+        value = run.status
+    else:
+        value = f"{run.value:,.2f}" if run.metric == "perplexity" else f"{100 * run.value:.2f} %"
+    return [value, commit(run.env), *(_known(run.env, k) for k in MACHINE)]
+
+
+MACHINE = ("device_name", "threads", "torch", "python")
+
+
+def commit(env: dict[str, Any]) -> str:
+    """The first ten digits, and whether there were changes on top."""
+    if not env.get("git_commit"):
+        return DASH
+    return env["git_commit"][:10] + (" + changes" if env.get("git_dirty") else "")
+
+
+def _known(values: dict[str, Any], key: str) -> str:
+    return DASH if values.get(key) is None else str(values[key])
+
+
+def _link(run: Run, out: Path) -> Link:
+    return Link(run.folder.resolve().name, quote(os.path.relpath(run.folder, out)))
