@@ -333,6 +333,23 @@ def test_dead_scorers_are_counted(make, tmp_path):
     assert found["runs dead at the end"] == "1 of 3" and found["dead rows at the end"] == "50.0 %"
 
 
+def test_many_runs_give_dead_scorers_an_interval_and_a_picture(make, tmp_path):
+    key = "attention/0/dead_scorer"
+    for seed in range(12):
+        folder = make(100, "model=neural_d2", seed=seed)
+        rows = [
+            {"step": 0, key: float(seed < 3)},
+            {"step": 4, key: float(seed < 1), "val/loss": 5.0},
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = written(tmp_path / "runs")
+    found = row(text, "neural_d2", section="Health")
+    assert found["runs dead at step 0"] == "3 of 12 [5.5, 57.2] %"  # Clopper-Pearson, from tables
+    assert found["runs dead at the end"] == "1 of 12 [0.2, 38.5] %"
+    (picture,) = (tmp_path / "runs/report/figures").glob("dead_*.svg")
+    assert ET.parse(picture).getroot().tag.endswith("svg")
+
+
 def test_what_is_not_finished_is_listed_with_its_cause(make, tmp_path):
     pairs(make)
     for name, status in {"a": "failed", "b": "interrupted", "c": "", "d": "finished"}.items():

@@ -12,6 +12,7 @@ import numpy as np
 
 from attnlab.folder import write_atomic
 from attnlab.report.curves import Curve, Curves
+from attnlab.report.health import Share
 from attnlab.report.surface import REACH, Surface
 
 DASH = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
@@ -105,6 +106,26 @@ def _plain_numbers(axis) -> None:
     axis.yaxis.set_major_locator(ticks.LogLocator(subs=(1, 2, 5), numticks=12))
     axis.yaxis.set_major_formatter(ticks.FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.yaxis.set_minor_locator(ticks.NullLocator())
+
+
+def plot_health(shares: list[Share], title: str, stem: Path) -> None:
+    """Percent of runs that are dead at step 0 and in the end, with 95 % intervals, as <stem>.png
+    and <stem>.svg.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.3), layout="constrained")
+    places = {name: i for i, name in enumerate(shares[0].names)}
+    for shift, marker, share in zip((-0.1, 0.1), "os", shares, strict=True):
+        x = [places[name] + shift for name in share.names]
+        bars = (share.below, share.above)
+        axis.errorbar(x, share.percent, bars, fmt=marker, capsize=4, label=f"at {share.time}")
+    names = [textwrap.fill(name, 20) for name in places]
+    axis.set_xticks(range(len(places)), names, fontsize=8)
+    axis.set(ylabel="dead runs, %, with 95 % interval", ylim=(-2, None))
+    axis.set_title(textwrap.fill(title, 90), fontsize=10)
+    axis.grid(alpha=0.25, axis="y")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=9, frameon=False)
+    _save(figure, stem)
 
 
 def plot_surface(surface: Surface, title: str, stem: Path) -> None:

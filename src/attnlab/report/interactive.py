@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 
 from attnlab.report.curves import Curve, Curves
 from attnlab.report.figures import legend
+from attnlab.report.health import Share
 from attnlab.report.surface import Surface
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1c1e21"}
@@ -15,6 +16,25 @@ GRID = {"gridcolor": "#e6e6e6", "zeroline": False, "linecolor": "#999999", "tick
 def curve_plot(curves: Curves) -> str:
     """Means, bands and single runs of all arms."""
     figure = go.Figure(list(chain.from_iterable(map(_traces, curves.curves))))
+    _lay_out(figure, curves.x_label, curves.y_label)
+    if curves.log:
+        figure.update_yaxes(type="log", tickformat=",~r", minor_showgrid=False, nticks=8)
+    return _json(figure)
+
+
+def health_plot(shares: list[Share]) -> str:
+    """Percent of dead runs for each arm, with intervals."""
+    figure = go.Figure()
+    for share in shares:
+        bars = {"type": "data", "array": share.above, "arrayminus": share.below}
+        point = {"mode": "markers", "marker": {"size": 9}, "name": f"at {share.time}"}
+        figure.add_scatter(x=share.names, y=share.percent, error_y=bars, **point)
+    _lay_out(figure, "", "dead runs, %, with 95 % interval")
+    figure.update_layout(scattermode="group")
+    return _json(figure)
+
+
+def _lay_out(figure: go.Figure, x_label: str, y_label: str) -> None:
     figure.update_layout(
         template="none",
         font=FONT,
@@ -22,12 +42,9 @@ def curve_plot(curves: Curves) -> str:
         margin={"l": 64, "r": 16, "t": 16, "b": 56},
         hovermode="closest",
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-        xaxis={"title": {"text": curves.x_label}, **GRID},
-        yaxis={"title": {"text": curves.y_label}, **GRID},
+        xaxis={"title": {"text": x_label}, "automargin": True, **GRID},
+        yaxis={"title": {"text": y_label}, **GRID},
     )
-    if curves.log:
-        figure.update_yaxes(type="log", tickformat=",~r", minor_showgrid=False, nticks=8)
-    return _json(figure)
 
 
 def _traces(curve: Curve) -> list[go.Scatter]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from attnlab.errors import BadInput
 from attnlab.folder import write_atomic
-from attnlab.report import figures, interactive, notes, published, setting, tables
+from attnlab.report import figures, health, interactive, notes, published, setting, tables
 from attnlab.report.collect import Run, collect
 from attnlab.report.compare import Comparison, comparisons
 from attnlab.report.curves import curves
@@ -97,7 +97,7 @@ def _sections(found: list[Comparison], out: Path) -> list[Section]:
     for place, comparison in enumerate(found):
         drawn, missing = [], []
         if place < MOST_DRAWN:
-            drawn += _curve_figure(comparison, out)
+            drawn += _curve_figure(comparison, out) + _health_figure(comparison, out)
             if comparison in with_surface:
                 try:
                     drawn.append(_surface_figure(comparison, out))
@@ -118,7 +118,7 @@ def _section(comparison: Comparison, drawn: list[Figure], missing: list[str]) ->
         notes=notes.results(comparison),
         cost=tables.cost(comparison),
         cost_notes=notes.cost(comparison),
-        health=tables.health(comparison),
+        health=health.table(health.health(comparison)),
         figures=drawn,
         missing=missing,
     )
@@ -141,6 +141,18 @@ def _curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
     if found.left_out:
         caption += f" Not drawn: {', '.join(found.left_out)}."
     return [Figure(caption, file, {"": Markup(interactive.curve_plot(found))})]
+
+
+def _health_figure(comparison: Comparison, out: Path) -> list[Figure]:
+    """None for few runs."""
+    found = health.health(comparison)
+    if max((len(h.begin) for h in found), default=0) < health.MANY:
+        return []
+    file = f"figures/dead_{comparison.slug}"
+    shares = health.shares(found)
+    figures.plot_health(shares, comparison.title, out / file)
+    caption = "Share of runs whose score network is dead, every row having one constant score."
+    return [Figure(caption, file, {"": Markup(interactive.health_plot(shares))})]
 
 
 def _surface_figure(comparison: Comparison, out: Path) -> Figure:

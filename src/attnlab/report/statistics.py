@@ -113,6 +113,12 @@ def compare(runs: Mapping[str, Mapping[int, float]], metric: Metric) -> dict[str
     return {arm: replace(effect, p_holm=p_holm.get(arm)) for arm, effect in effects.items()}
 
 
+def share_interval(k: int, n: int) -> tuple[float, float]:
+    """Exact (Clopper-Pearson) 95 % interval of a share of which k of n were seen, 0 to 1."""
+    interval = stats.binomtest(k, n).proportion_ci(1 - ALPHA, method="exact")
+    return float(interval.low), float(interval.high)
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's step-down adjusted p values (Scandinavian Journal of Statistics 6, 1979)."""
     adjusted, floor = {}, 0.0

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -135,46 +135,6 @@ def _median(arm: Arm, key: str) -> float | None:
     values = [run.result.get(key) for run in arm.counted.values()]
     known = [value for value in values if value is not None]
     return median(known) if known else None
-
-
-def health(comparison: Comparison) -> Table:
-    """Share of rows with a constant score, by arm and layer: at step 0 and in the last
-    evaluation.
-    """
-    columns = {
-        "model": "text",
-        "layer": "number",
-        "runs": "number",
-        "dead rows at step 0": "number",
-        "runs dead at step 0": "number",
-        "dead rows at the end": "number",
-        "runs dead at the end": "number",
-    }
-    rows = [
-        [arm.label, layer, *_dead(arm, f"attention/{layer}/dead_scorer")]
-        for arm in comparison.arms
-        for layer in _layers(arm)
-    ]
-    return Table(columns, rows)
-
-
-def _layers(arm: Arm) -> list[str]:
-    keys = {key for run in arm.runs for row in run.rows for key in row}
-    return sorted({k.split("/")[1] for k in keys if k.endswith("/dead_scorer")}, key=int)
-
-
-def _dead(arm: Arm, key: str) -> list[str]:
-    shares = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
-    begin = [run[0][1] for run in shares if run and run[0][0] == 0]
-    end = [run[-1][1] for run in shares if run and run[-1][0] > 0]
-
-    def both(values: list[float]) -> list[str]:
-        if not values:
-            return [DASH, DASH]
-        dead = sum(value == 1 for value in values)
-        return [f"{100 * fmean(values):.1f} %", f"{dead} of {len(values)}"]
-
-    return [str(sum(map(bool, shares))), *both(begin), *both(end)]
 
 
 def unfinished(runs: list[Run], out: Path) -> Table:

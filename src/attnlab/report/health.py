@@ -1,0 +1,100 @@
+"""How many score networks start dead, and how many still are in the end."""
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from attnlab.report.compare import Arm, Comparison
+from attnlab.report.statistics import share_interval
+from attnlab.report.table import DASH, Table
+
+MANY = 10  # runs from which on a share of dead ones has an interval and a picture
+
+
+@dataclass(frozen=True)
+class Health:
+    """One layer of an arm: for every run the share of its rows with a constant score, at step 0
+    and in the last evaluation.
+    """
+
+    label: str
+    layer: str
+    begin: list[float]
+    end: list[float]
+
+
+def health(comparison: Comparison) -> list[Health]:
+    """Every arm and layer with a score network."""
+    return [_health(arm, layer) for arm in comparison.arms for layer in _layers(arm)]
+
+
+def _layers(arm: Arm) -> list[str]:
+    keys = {key for run in arm.runs for row in run.rows for key in row}
+    return sorted({k.split("/")[1] for k in keys if k.endswith("/dead_scorer")}, key=int)
+
+
+def _health(arm: Arm, layer: str) -> Health:
+    key = f"attention/{layer}/dead_scorer"
+    shares = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
+    begin = [run[0][1] for run in shares if run and run[0][0] == 0]
+    end = [run[-1][1] for run in shares if run and run[-1][0] > 0]
+    return Health(arm.label, layer, begin, end)
+
+
+def dead(shares: list[float]) -> int:
+    """How many of the runs are dead: every row has one constant score."""
+    return sum(share == 1 for share in shares)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Percent of the runs of each arm that are dead at one `time`, with exact 95 % intervals."""
+
+    time: str
+    names: list[str]
+    percent: list[float]
+    below: list[float]  # from the percentage down to the interval's end
+    above: list[float]
+
+
+def shares(found: list[Health]) -> list[Share]:
+    """At step 0 and in the end."""
+    result = []
+    for time in ("step 0", "the end"):
+        rows = {
+            f"{h.label}, layer {h.layer}": h.begin if time == "step 0" else h.end for h in found
+        }
+        rows = {name: values for name, values in rows.items() if values}
+        percent = [100 * dead(values) / len(values) for values in rows.values()]
+        ends = [share_interval(dead(values), len(values)) for values in rows.values()]
+        below = [y - 100 * low for y, (low, _) in zip(percent, ends, strict=True)]
+        above = [100 * high - y for y, (_, high) in zip(percent, ends, strict=True)]
+        result.append(Share(time, list(rows), percent, below, above))
+    return result
+
+
+def table(found: list[Health]) -> Table:
+    """Share of dead rows and number of dead runs; of many runs with the exact 95 % interval."""
+    columns = {
+        "model": "text",
+        "layer": "number",
+        "runs": "number",
+        "dead rows at step 0": "number",
+        "runs dead at step 0": "number",
+        "dead rows at the end": "number",
+        "runs dead at the end": "number",
+    }
+    rows = [
+        [h.label, h.layer, str(max(len(h.begin), len(h.end))), *_cells(h.begin), *_cells(h.end)]
+        for h in found
+    ]
+    return Table(columns, rows)
+
+
+def _cells(shares: list[float]) -> list[str]:
+    if not shares:
+        return [DASH, DASH]
+    runs = f"{dead(shares)} of {len(shares)}"
+    if len(shares) >= MANY:
+        low, high = share_interval(dead(shares), len(shares))
+        runs += f" [{100 * low:.1f}, {100 * high:.1f}] %"
+    return [f"{100 * fmean(shares):.1f} %", runs]
