@@ -21,9 +21,7 @@ def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| digits")]
     assert [row[1] for row in rows] == ["dot_product", "neural_d2"]
     for row in rows:
-        assert row[3:5] == ["2", "2,000,000"] and all(
-            float(cell.strip(" |")) > 0 for cell in row[7:]
-        )
+        assert row[3:5] == ["2", "2,000,000"] and float(row[7]) > 0.1  # GiB: python with torch
         hours = 2_000_000 * float(row[5]) / 3600
         assert float(row[6].replace(",", "")) == pytest.approx(hours, rel=0.01, abs=0.1)
     assert list(tmp_path.iterdir()) == []
