@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, config, metrics
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import library as torch_library
 
 from attnlab import kernels
 from attnlab.activations import ACTIVATIONS
@@ -186,13 +187,13 @@ def test_registered_as_torch_wants_operators(backend, hidden):
     tables = [None if x is None else x.detach().requires_grad_() for x in net.tables(q, k, 1.0)]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (*tables, v.requires_grad_(), "relu", True, backend)
-    torch.library.opcheck(
+    torch_library.opcheck(
         ops.fused_attention, arguments, test_utils=(*checks, "test_aot_dispatch_static")
     )
     out, lse = ops.fused_attention(*arguments)
     arguments = (torch.ones_like(out), *tables, v, out, lse, "relu", True, backend)
     arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-    torch.library.opcheck(ops._backward, tuple(arguments), test_utils=checks)
+    torch_library.opcheck(ops._backward, tuple(arguments), test_utils=checks)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])

@@ -25,7 +25,7 @@ def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
     assert len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 1
 
 
-def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, train, tmp_path):
+def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
     long = ("-m", *SMOKE, "trainer.max_steps=100000", "trainer.eval_every=100000", "seed=0,1")
     process = start(*long)
     while not any(p.read_text() for p in tmp_path.glob("outputs/*/*/*/timing.jsonl")):
@@ -75,7 +75,7 @@ def test_another_initial_value_is_found():
     assert list(model_differences(a, b)) == [("blocks.1.ffn.0.weight", "not the same values")]
 
 
-def test_the_authors_own_pair_is_refused(train, start):
+def test_the_authors_own_pair_is_refused(start):
     old = ("arch.positions=learned", "arch.embedding_scale=false", "arch.embedding_residual=0")
     pair = (
         "model=dot_product protocol=released",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from attnlab.config import UNHASHED, Config
+from attnlab.config import PER_ARM, UNHASHED, Config
 from attnlab.data.loader import Order
 from attnlab.errors import BadInput
 from attnlab.folder import flatten
@@ -18,7 +18,6 @@ from attnlab.sweep import Job
 
 MECHANISM = ".attention.mechanism"  # in a module's name: what arms may differ in
 MODEL = "model."  # in a key of the configuration: the same
-RELEASED = {"arch.embedding_residual"}  # what the released code's arms differ in, and ours then do
 SAMPLES = 1000  # of a nominal data set: two epochs of their order are compared
 
 Difference = tuple[str, str]  # where, and both values
@@ -26,11 +25,7 @@ Difference = tuple[str, str]  # where, and both values
 
 def differences(a: Config, b: Config) -> Iterator[Difference]:
     """All that differs but attention: keys, then modules, shapes, initial values, data order."""
-    keys = [flatten(cfg.model_dump(exclude=UNHASHED)) for cfg in (a, b)]
-    for key in sorted(keys[0].keys() | keys[1].keys()):
-        ours, theirs = (flat.get(key) for flat in keys)
-        if ours != theirs and not key.startswith(MODEL):
-            yield key, f"{ours} | {theirs}"
+    yield from (d for d in _keys(a, b) if not d[0].startswith(MODEL))
     yield from model_differences(*(_small(cfg) for cfg in (a, b)))
     orders = [Order(SAMPLES, cfg.seed).keys(0, 2 * SAMPLES) for cfg in (a, b)]
     if orders[0] != orders[1]:
@@ -39,11 +34,14 @@ def differences(a: Config, b: Config) -> Iterator[Difference]:
 
 def attention_differences(a: Config, b: Config) -> Iterator[Difference]:
     """What the arms are compared in: the keys of the model section that differ."""
-    keys = [flatten({"model": cfg.model.model_dump()}) for cfg in (a, b)]
-    for key in sorted(keys[0].keys() | keys[1].keys()):
-        ours, theirs = (flat.get(key) for flat in keys)
-        if ours != theirs:
-            yield key, f"{ours} | {theirs}"
+    yield from (d for d in _keys(a, b) if d[0].startswith(MODEL))
+
+
+def _keys(a: Config, b: Config) -> Iterator[Difference]:
+    ours, theirs = (flatten(cfg.model_dump(exclude=UNHASHED)) for cfg in (a, b))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            yield key, f"{ours.get(key)} | {theirs.get(key)}"
 
 
 def model_differences(a: nn.Module, b: nn.Module) -> Iterator[Difference]:
@@ -78,7 +76,7 @@ def say_equal(jobs: Iterable[Job]) -> None:
         for arm, job in others:
             for where, what in differences(first.cfg, job.cfg):
                 line = f"{name} and {arm} differ in {where}: {what}"
-                if job.cfg.protocol == "released" and where in RELEASED:
+                if job.cfg.protocol == "released" and where in PER_ARM:
                     print(f"as in the released code, {line}")
                 else:
                     unknown.append(line)

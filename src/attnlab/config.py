@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Sections that cannot change a result; they may differ from one start of a run to the next.
 UNHASHED = {"logger", "runtime"}
 
+# What the released protocol sets per arm though it is no part of attention (configs/protocol_arm).
+PER_ARM = {"arch.embedding_residual"}
+
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 2
 

@@ -8,8 +8,8 @@ the output, with the scale of the scores in it; v (B, H, M, D). Outputs: out (B,
 (B, H, N), the logarithm of the softmax's sum.
 """
 
-import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from attnlab.kernels import chunked, cpp_backend, triton_backend
 
@@ -18,7 +18,7 @@ BACKENDS = {"chunked": chunked, "cpp": cpp_backend, "triton": triton_backend}
 Optional = Tensor | None
 
 
-@torch.library.custom_op("attnlab::neural_attention", mutates_args=())
+@torch_library.custom_op("attnlab::neural_attention", mutates_args=())
 def fused_attention(
     a: Tensor,
     c: Tensor,
@@ -39,7 +39,7 @@ def _(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend):
     return v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
 
 
-@torch.library.custom_op("attnlab::neural_attention_backward", mutates_args=())
+@torch_library.custom_op("attnlab::neural_attention_backward", mutates_args=())
 def _backward(
     grad_out: Tensor,
     a: Tensor,

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from attnlab.config import UNHASHED
+from attnlab.config import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.setting import arm_deviations
 
-# What the released protocol sets per arm although it is no part of attention.
-PER_ARM = {"arch.embedding_residual"}
 NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper
 SCALES = ("paper", "mini", "smoke")
 

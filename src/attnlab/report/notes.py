@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from statistics import fmean
 
+from attnlab.config import PER_ARM
 from attnlab.report import published
-from attnlab.report.compare import PER_ARM, Comparison
+from attnlab.report.compare import Comparison
 from attnlab.report.setting import arm_deviations, deviations, source
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
