@@ -1,6 +1,8 @@
-"""Neural Attention against a literal Algorithm 1, and what any mechanism must keep."""
+"""Every mechanism against its equation, pair by pair, and what any mechanism must keep."""
 
 import math
+from copy import deepcopy
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlab.activations import ACTIVATIONS
-from attnlab.models.attention import ATTENTION
+from attnlab.models.attention import build_attention
+from attnlab.models.attention.additive import AdditiveAttention
+from attnlab.models.attention.base import Attention
+from attnlab.models.attention.cog import CogAttention
+from attnlab.models.attention.dagpam import DualAttention
+from attnlab.models.attention.dot import DotProductAttention
+from attnlab.models.attention.expressive import ExpressiveAttention
+from attnlab.models.attention.gaussian_keys import GaussianKeysAttention
 from attnlab.models.attention.neural import NeuralAttention
 
 
@@ -70,17 +79,206 @@ def test_equals_algorithm_1_in_values_and_gradients(options, n, heads, causal, s
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+# Every mechanism, and what its options make different.
+VARIANTS = {
+    **{name: (name,) for name in MODELS},
+    "expressive softmax_square": ("expressive", "model.form=softmax_square"),
+    "dagpam per head": ("dagpam", "model.per_head=true", "model.lambda_minus=0.25"),
+    "additive per head": ("additive", "model.per_head=true", "model.hidden=3"),
+    "neural eager": ("neural_d2", "model.backend=eager", "model.per_head=true"),
+}
+HEADS, WIDTH = 2, 16
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 7))  # B, N, M
+
+
 def mechanism(name, *overrides):
-    cfg = config(f"model={name}", "scale=smoke", *overrides)
+    """A mechanism as shipped, in a body of 2 heads of width 16."""
+    cfg = configured(name, *overrides)
     torch.manual_seed(1)
-    return ATTENTION[cfg.model.mechanism](cfg.model, cfg.arch), cfg.arch
+    return build_attention(cfg.model, cfg.arch)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@cache
+def configured(name, *overrides):
+    model, *more = VARIANTS[name]
+    body = ("scale=smoke", f"arch.heads={HEADS}", f"arch.width={HEADS * WIDTH}")
+    return config(f"model={model}", *body, *more, *overrides)
+
+
+def loop(module, q, k, visible):
+    """Weights of one head, pair by pair, from the equation. q (N, D), k (M, D); `module` has one
+    head's parameters.
+    """
+    rows = []
+    for i, query in enumerate(q):
+        seen = [j for j in range(len(k)) if visible[i, j]]
+        row = torch.zeros(len(k), dtype=q.dtype)
+        for j, weight in zip(seen, PAIRWISE[type(module)](module, query, k[seen]), strict=True):
+            row[j] = weight
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def softmax(scores):
+    scores = list(scores)
+    total = sum(math.exp(s) for s in scores)
+    return [math.exp(s) / total for s in scores]
+
+
+def dot(query, keys):
+    return [float(query @ key) / math.sqrt(len(query)) for key in keys]
+
+
+def neural(module, query, keys):
+    scores = []
+    for key in keys:
+        a, b = query, key
+        if module.project:
+            a, b = (p.weight[0] @ x for p, x in zip(module.project, (query, key), strict=True))
+        y = torch.cat((a, b))
+        *hidden, last = module.score_network
+        for layer in hidden:
+            act = ACTIVATIONS[module.score_network.activation]
+            y = act(layer.weight[0] @ y + layer.bias[0, 0])
+        scores.append(float(last.weight[0, 0] @ y + last.bias[0, 0, 0]) * module.scale)
+    return softmax(scores)
+
+
+def additive(module, query, keys):
+    w_q, w_k, w_v = (
+        m.weight[0] for m in (module.score.query, module.score.key, module.score.value)
+    )
+    return softmax([float(w_v[0] @ torch.tanh(w_q @ query + w_k @ key)) for key in keys])
+
+
+def expressive(module, query, keys):
+    squares = [float(query @ key) ** 2 for key in keys]
+    if module.form == "softmax_square":
+        return softmax(squares)
+    raw = [z / (1 + z) for z in squares]
+    return [w / sum(raw) for w in raw]
+
+
+def dagpam(module, query, keys):
+    plus = softmax(dot(query, keys))
+    minus = softmax(dot(module.negative_query.weight[0] @ query.relu(), keys))
+    gain, loss = module.lambdas.value.flatten().tolist()
+    return [(1 + gain) * p - loss * m for p, m in zip(plus, minus, strict=True)]
+
+
+def cog(module, query, keys):
+    p = dot(query, keys)
+    return [math.copysign(a, x) for a, x in zip(softmax(map(abs, p)), p, strict=True)]
+
+
+def gaussian_keys(module, query, keys):
+    shares = module.mixture.logit.flatten().softmax(0).tolist()
+    shifts = module.mixture.shift.flatten(0, 2)
+    near = []
+    for key in keys:
+        distances = [float((query - key - b).square().sum()) for b in shifts]
+        terms = zip(shares, distances, strict=True)
+        near.append(sum(pi * math.exp(-d / (2 * math.sqrt(len(key)))) for pi, d in terms))
+    return [a / sum(near) for a in near]
+
+
+PAIRWISE = {
+    DotProductAttention: lambda module, query, keys: softmax(dot(query, keys)),
+    NeuralAttention: neural,
+    AdditiveAttention: additive,
+    ExpressiveAttention: expressive,
+    DualAttention: dagpam,
+    CogAttention: cog,
+    GaussianKeysAttention: gaussian_keys,
+}
+
+
+def one_head(module, head):
+    """A copy whose parameters are those of one head."""
+    copy = deepcopy(module)
+    for name, parameter in copy.named_parameters():
+        dim = 1 if ".mixture." in f".{name}" or ".lambdas." in f".{name}" else 0
+        if parameter.shape[dim] == HEADS:
+            parameter.data = parameter.data.narrow(dim, head, 1)
+    return copy
+
+
+def random_mask(shape, seed):
+    """Random, but every query sees at least one key."""
+    generator = torch.Generator().manual_seed(seed)
+    _, n, m = shape
+    visible = torch.rand(n, m, generator=generator) < 0.6
+    visible[torch.arange(n), torch.randint(m, (n,), generator=generator)] = True
+    return visible
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=10, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 2**31))
+def test_weights_equal_a_loop_over_pairs(name, shape, seed):
+    module = mechanism(name).double()
+    batch, n, m = shape
+    torch.manual_seed(seed)
+    q = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64)
+    k = torch.randn(batch, HEADS, m, WIDTH, dtype=torch.float64)
+    visible = random_mask(shape, seed)
+    with torch.no_grad():
+        weights = module.weights(q, k, visible)
+        assert torch.equal(weights[..., ~visible], torch.zeros_like(weights[..., ~visible]))
+        for b in range(batch):
+            for head in range(HEADS):
+                expected = loop(one_head(module, head), q[b, head], k[b, head], visible)
+                torch.testing.assert_close(weights[b, head], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=10, deadline=None)
+@given(shape=SHAPES, causal=st.booleans(), seed=st.integers(0, 2**31))
+def test_forward_mixes_values_by_the_weights(name, shape, causal, seed):
+    """Whatever the fast way: its values and gradients are those of weights @ v."""
+    module = mechanism(name).double()
+    batch, n, m = shape
+    m = max(n, m) if causal else m
+    torch.manual_seed(seed)
+    q = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64, requires_grad=True)
+    k, v = torch.randn(2, batch, HEADS, m, WIDTH, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64)
+    leaves = [q, k, v, *(p for p in module.parameters() if p.requires_grad)]
+    found = []
+    for output in (
+        module(q, k, v, causal=causal),
+        Attention.forward(module, q, k, v, causal=causal),
+    ):
+        found.append([output, *torch.autograd.grad((output * upstream).sum(), leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@settings(max_examples=10, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 2**31))
+def test_row_sums(name, shape, seed):
+    """1; 1 + lambda+ - lambda- for daGPAM; absolute values that sum to 1 for cog attention."""
+    module = mechanism(name)
+    batch, n, m = shape
+    torch.manual_seed(seed)
+    q, k = torch.randn(batch, HEADS, n, WIDTH), torch.randn(batch, HEADS, m, WIDTH)
+    with torch.no_grad():
+        weights = module.weights(q, k, random_mask(shape, seed))
+        if isinstance(module, CogAttention):
+            weights = weights.abs()
+        expected = torch.ones(batch, HEADS, n)
+        if isinstance(module, DualAttention):
+            gain, loss = module.lambdas.value
+            expected = expected * (1 + gain - loss)[..., 0]
+    torch.testing.assert_close(weights.sum(-1), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("n", [1, 2, 17])
 def test_no_leak_from_the_future(name, n):
-    module, arch = mechanism(name)
-    inputs = torch.randn(3, 2, arch.heads, n, arch.head_width)
+    module = mechanism(name)
+    inputs = torch.randn(3, 2, HEADS, n, WIDTH)
     later = inputs.clone()
     later[..., n // 2 :, :] += 1
     before, after = (module(*x, causal=True) for x in (inputs, later))
@@ -88,25 +286,109 @@ def test_no_leak_from_the_future(name, n):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_rows_are_averages_that_forget_key_order(name):
-    module, arch = mechanism(name)
-    q, k, v = torch.randn(3, 2, arch.heads, 13, arch.head_width, dtype=torch.float64)
-    module.double()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_order_of_keys_makes_no_difference(name):
+    module = mechanism(name).double()
+    q, k, v = torch.randn(3, 2, HEADS, 13, WIDTH, dtype=torch.float64)
     order = torch.randperm(13)
     output = module(q, k, v, causal=False)
     torch.testing.assert_close(output, module(q, k[..., order, :], v[..., order, :], causal=False))
-    ones = torch.ones_like(v)
-    torch.testing.assert_close(module(q, k, ones, causal=True), ones)
-    torch.testing.assert_close(module(q, k, ones, causal=False), ones)
 
 
-@pytest.mark.parametrize("backend", ["eager", "chunked"])
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["random", "zero", "large", "masked"])
+def test_nothing_but_numbers(name, dtype, case):
+    """Odd lengths in half precision, all-zero scores, large ones, rows that see no key: values and
+    gradients stay finite, and a row that sees nothing gets nothing.
+    """
+    module = mechanism(name)
+    torch.manual_seed(0)
+    size = {"zero": 0.0, "large": 30.0}.get(case, 1.0)
+    inputs = (size * torch.randn(3, 2, HEADS, 7, WIDTH)).to(dtype).requires_grad_()
+    q, k, v = inputs
+    visible = torch.ones(7, 7, dtype=torch.bool).tril()
+    if case == "masked":
+        visible[3] = False
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        weights = module.weights(q, k, visible)
+        outputs = [weights.to(v.dtype) @ v, module(q, k, v, causal=True)]
+    assert weights.dtype == torch.float32
+    leaves = [inputs, *(p for p in module.parameters() if p.requires_grad)]
+    for output in outputs:
+        grads = torch.autograd.grad(
+            output.float().sum(), leaves, retain_graph=True, allow_unused=True
+        )
+        assert output.isfinite().all()
+        assert all(g is None or g.isfinite().all() for g in grads)
+    if case == "masked":
+        assert not weights[..., 3, :].any()
+
+
+def test_dual_attention_without_its_lambdas_is_the_dot_product():
+    module = mechanism("dagpam", "model.lambda_plus=0.0", "model.lambda_minus=0.0")
+    inputs = torch.randn(3, 2, HEADS, 17, WIDTH)
+    baseline = mechanism("dot_product")
+    for causal in (True, False):
+        assert torch.equal(module(*inputs, causal=causal), baseline(*inputs, causal=causal))
+    assert torch.equal(module.weights(*inputs[:2], None), baseline.weights(*inputs[:2], None))
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_lambdas_are_fixed_or_learned(trainable):
+    module = mechanism("dagpam", f"model.trainable={str(trainable).lower()}")
+    inputs = torch.randn(3, 2, HEADS, 5, WIDTH)
+    module(*inputs, causal=True).square().sum().backward()
+    assert (module.lambdas.value.grad is not None) == trainable
+    assert module.negative_query.weight.grad.any()
+
+
+@pytest.mark.parametrize("form", ["rational", "softmax_square"])
+def test_expressive_attention_does_not_see_the_sign_of_a_query(form):
+    module = mechanism("expressive", f"model.form={form}")
+    q, k, v = torch.randn(3, 2, HEADS, 9, WIDTH)
+    assert torch.equal(module(q, k, v, causal=True), module(-q, k, v, causal=True))
+
+
+@pytest.mark.parametrize("form", ["rational", "softmax_square"])
+def test_expressive_attention_to_orthogonal_keys_is_uniform(form):
+    module = mechanism("expressive", f"model.form={form}")
+    q, k = (
+        torch.eye(WIDTH)[:1].expand(1, HEADS, 3, -1),
+        torch.eye(WIDTH)[1:4].expand(1, HEADS, -1, -1),
+    )
+    visible = torch.ones(3, 3, dtype=torch.bool).tril()
+    expected = visible / visible.sum(-1, keepdim=True)
+    torch.testing.assert_close(module.weights(q, k, visible), expected.expand(1, HEADS, -1, -1))
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_additive_is_neural_attention_with_one_tanh_layer_and_no_scale(backend):
+    options = (
+        *("model.d_prime=null", "model.hidden=[5]", "model.activation=tanh"),
+        *("model.score_scale=false", f"model.backend={backend}"),
+    )
+    neural = mechanism("neural_d2", *options)
+    additive = mechanism("additive", "model.hidden=5", f"model.backend={backend}")
+    first, last = neural.score_network
+    with torch.no_grad():
+        first.weight.copy_(torch.cat((additive.score.query.weight, additive.score.key.weight), -1))
+        last.weight.copy_(additive.score.value.weight)
+        first.bias.zero_()
+        last.bias.zero_()
+    inputs = torch.randn(3, 2, HEADS, 11, WIDTH)
+    ours, theirs = (m(*inputs, causal=True) for m in (additive, neural))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["neural eager", *(n for n in VARIANTS if "neural" not in n)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_gradients_by_differences(causal, backend):
-    options = "model.activation=tanh", "model.per_head=true", f"model.backend={backend}"
-    module, arch = mechanism("neural_d2", *options)
-    module.double()
-    shape = (3, 1, arch.heads, 5, arch.head_width)
-    inputs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: module(*x, causal=causal), inputs)
+def test_gradients_by_differences(name, causal):
+    module = mechanism(name).double()
+    inputs = torch.randn(3, 1, HEADS, 4, WIDTH, dtype=torch.float64, requires_grad=True)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def output(x, *_):
+        return module(*x, causal=causal)
+
+    assert torch.autograd.gradcheck(output, (inputs, *parameters))

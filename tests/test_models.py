@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import MODELS, config
 
-from attnlab.models.positions import Positions, sinusoid, sinusoid_released
+from attnlab.models.positions import Positions, Rotary, sinusoid, sinusoid_released
 from attnlab.models.transformer import build_model, parameter_counts
 
 NEURAL = [name for name in MODELS if name.startswith("neural")]
+EXTRA = [*NEURAL, "additive", "dagpam", "gaussian_keys"]  # have parameters of their own
 
 
 def test_parameter_counts_of_the_released_language_models():
@@ -50,20 +51,22 @@ def test_paper_sizes():
 
 
 @pytest.mark.parametrize("data", ["pydocs", "digits"])
-@pytest.mark.parametrize("model", NEURAL)
+@pytest.mark.parametrize("model", [name for name in MODELS if name != "dot_product"])
 @pytest.mark.parametrize("layers", ["[0]", "all"])
 def test_arms_start_equal_but_for_attention(data, model, layers):
     """Same seed: every parameter the arms share is equal bit for bit; only mechanisms differ."""
     sizes = (300, 300, 64) if data == "pydocs" else (48, 10, 17)
     common = [f"data={data}", "scale=smoke", "seed=5"]
+    key = "neural_layers" if model in NEURAL else "layers"
     baseline = build_model(config("model=dot_product", *common), *sizes).state_dict()
     arm = build_model(
-        config(f"model={model}", f"model.neural_layers={layers}", *common), *sizes
+        config(f"model={model}", f"model.{key}={layers}", *common), *sizes
     ).state_dict()
     assert baseline.keys() <= arm.keys()
     assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
     extra = arm.keys() - baseline.keys()
-    assert extra and all(".mechanism." in key for key in extra)
+    assert bool(extra) == (model in EXTRA)
+    assert all(".mechanism." in key for key in extra)
 
 
 def test_another_seed_is_another_start():
@@ -132,3 +135,34 @@ def test_language_model_sees_no_later_token(norm):
     later = ids.clone()
     later[:, 11:] = 7
     assert torch.equal(model(ids)[:, :11], model(later)[:, :11])
+
+
+def test_rotary_scores_depend_on_distance_only():
+    """arXiv 2104.09864, eq 16, and against rotations written out for one pair of entries."""
+    rotary = Rotary(50, 8)
+    q, k = torch.randn(2, 8)
+    turned_q, turned_k = (rotary(x.expand(1, 1, 50, 8))[0, 0] for x in (q, k))
+    scores = turned_q @ turned_k.mT
+    for distance in (-7, 0, 3):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-4)
+    assert scores.diagonal(3)[0] != pytest.approx(scores.diagonal(0)[0].item(), abs=1e-3)
+    angle = 13 / 10000 ** (2 / 8)
+    expected = q[2] * math.cos(angle) - q[3] * math.sin(angle)
+    assert turned_q[13, 2].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+def test_rotary_makes_order_matter_in_every_layer(data):
+    """Without positions a ViT does not see the order of its patches; with rotary ones it does."""
+    tokens = torch.randn(1, 9, 32)
+    swapped = tokens[:, [0, 2, 1, *range(3, 9)]]
+    for positions, same in (("none", True), ("rotary", False)):
+        cfg = config(
+            f"data={data}", "scale=smoke", "model=dot_product", f"arch.positions={positions}"
+        )
+        model = build_model(cfg, 48, 48, 17).eval()
+        block = model.blocks[1]
+        block.attention.causal = False
+        outputs = [block(x)[0, 0] for x in (tokens, swapped)]
+        assert torch.allclose(*outputs, atol=1e-6) == same

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from attnlab.activations import ACTIVATIONS
 from attnlab.config import Config
 from attnlab.kernels.ops import BACKENDS
-from attnlab.models.attention.neural import NeuralAttention, head_linear
+from attnlab.models.attention.base import head_linear
+from attnlab.models.attention.neural import NeuralAttention
 from attnlab.models.transformer import build_model
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 from attnlab.training.optim import build_optimizer

@@ -9,7 +9,10 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from attnlab.fields import Count, Name, Positive, PositiveInt, Section, Share
+from attnlab.options import Model
 
 # Sections that cannot change a result; they may differ from one start of a run to the next.
 UNHASHED = {"logger", "runtime"}
@@ -19,16 +22,6 @@ PER_ARM = {"arch.embedding_residual"}
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 2
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Body(Section):
@@ -41,7 +34,7 @@ class Body(Section):
     activation: Literal["relu", "gelu"]
     norm: Literal["post", "pre"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "none"]
+    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "none"]
     embedding_scale: bool
     embedding_residual: Annotated[int, Field(ge=0, le=2)]
 
@@ -57,24 +50,6 @@ class LM(Body):
 class ViT(Body):
     body: Literal["vit"]
     patch_size: PositiveInt
-
-
-class DotProduct(Section):
-    name: Name
-    mechanism: Literal["dot_product"]
-
-
-class Neural(Section):
-    name: Name
-    mechanism: Literal["neural"]
-    neural_layers: Literal["all"] | Annotated[list[Count], Field(min_length=1)]
-    d_prime: PositiveInt | None
-    hidden: Annotated[list[PositiveInt], Field(min_length=1)] | None
-    activation: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
-    score_scale: bool
-    per_head: bool
-    projection_bias: bool
-    backend: Literal["auto", "eager", "chunked", "cpp", "triton"]
 
 
 class Text(Section):
@@ -149,7 +124,6 @@ class Runtime(Section):
 
 
 Arch = Annotated[LM | ViT, Field(discriminator="body")]
-Model = Annotated[DotProduct | Neural, Field(discriminator="mechanism")]
 Data = Annotated[Text | Image, Field(discriminator="kind")]
 
 
@@ -169,13 +143,7 @@ class Config(Section):
     def _across(self) -> "Config":
         if problems := list(_contradictions(self)):
             raise ValueError("\n".join(problems))
-        if isinstance(self.model, Neural):
-            if self.model.neural_layers == "all":
-                self.model.neural_layers = list(range(self.arch.layers))
-            if self.model.hidden is None:
-                d_prime = self.model.d_prime or self.arch.head_width
-                paper = self.protocol == "paper"
-                self.model.hidden = [2 * d_prime] if paper else [d_prime, max(1, d_prime // 2)]
+        self.model.fill(self.arch, self.protocol)
         return self
 
     @property
@@ -200,22 +168,12 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield f"arch.width={arch.width}: must be a multiple of arch.heads={arch.heads}"
     if arch.width % 2 and arch.positions.startswith("sinusoidal"):
         yield f"arch.width={arch.width}: must be even for arch.positions={arch.positions}"
-    if isinstance(model, Neural):
-        if model.d_prime and model.d_prime > arch.head_width:
-            yield (
-                f"model.d_prime={model.d_prime}: must be at most the head width "
-                f"arch.width / arch.heads = {arch.head_width}; null means no projection"
-            )
-        if model.projection_bias and model.d_prime is None:
-            yield "model.projection_bias=true: model.d_prime=null has no projection"
-        if model.neural_layers != "all":
-            if max(model.neural_layers) >= arch.layers:
-                yield (
-                    f"model.neural_layers={model.neural_layers}: arch.layers={arch.layers} "
-                    f"allows 0 to {arch.layers - 1}, or all"
-                )
-            if len(set(model.neural_layers)) < len(model.neural_layers):
-                yield f"model.neural_layers={model.neural_layers}: a layer is named twice"
+    if arch.head_width % 2 and arch.positions == "rotary":
+        yield (
+            f"arch.width={arch.width}: the head width arch.width / arch.heads must be even for "
+            "arch.positions=rotary"
+        )
+    yield from model.contradictions(arch)
     if isinstance(data, Text) and data.eval_stride > data.sequence_length:
         yield (
             f"data.eval_stride={data.eval_stride}: must be at most "

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from attnlab.config import Config
 from attnlab.errors import BadInput
+from attnlab.models.attention import ATTENTION
 
-TAGS = {"lm", "vit", "dot_product", "neural", "text", "image"}
+TAGS = {"lm", "vit", "text", "image", *ATTENTION}  # how pydantic names a section's variants
 
 
 def validate(composed: dict[str, Any]) -> Config:
@@ -40,6 +41,10 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
         return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
     if error["type"] == "missing":
         return f"{key}: ", "missing"
+    if error["type"] == "union_tag_invalid":  # names the key that chooses among the variants
+        kind, allowed = (error["ctx"][k].strip("'") for k in ("discriminator", "expected_tags"))
+        near = nearest(error["ctx"]["tag"], allowed.split("', '"))
+        return f"{key}.{kind}={error['ctx']['tag']}: ", f"must be '{allowed}'{near}"
     message = error["msg"].replace("Input should be ", "must be ")
     allowed = error.get("ctx", {}).get("expected", "")
     if isinstance(error["input"], str) and "'" in allowed:

@@ -9,13 +9,13 @@ Shapes: B batch, H heads, N queries, M keys, D head width, h and h2 widths of th
 """
 
 import logging
-import math
 
 import torch
 from torch import Tensor
 
 from attnlab.errors import BadInput
 from attnlab.kernels.ops import BACKENDS, fused_attention
+from attnlab.masking import causal_mask, masked_softmax
 
 log = logging.getLogger(__name__)
 _SAID: set[str] = set()
@@ -35,7 +35,8 @@ def neural_attention(
 ) -> Tensor:
     """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
 
-    q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork`; project: two
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
+    its `forward`, `tables`, `activation` and `unfusable`; project: two
     `HeadLinear` from D to the width that it reads, or None. causal: query i sees key
     j <= i + M - N, so that the last query sees all keys. Returns (B, H, N, D) in the dtype of v.
     backend: auto, eager, or one of BACKENDS.
@@ -56,15 +57,8 @@ def neural_attention(
         _say(f"Neural Attention runs by the eager reference: {reason}")
     if project:
         q, k = project[0](q), project[1](k)
-    scores = score_network(q, k) * scale
-    if causal:
-        scores = scores.masked_fill(~visible(*scores.shape[-2:], q.device), -math.inf)
-    return scores.softmax(-1).to(v.dtype) @ v
-
-
-def visible(n: int, m: int, device: torch.device) -> Tensor:
-    """Causal mask (N, M): True where query i may see key j, j <= i + M - N."""
-    return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
+    visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+    return masked_softmax(score_network(q, k) * scale, visible).to(v.dtype) @ v
 
 
 def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:

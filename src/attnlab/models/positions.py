@@ -1,4 +1,4 @@
-"""Absolute position encodings, added to the embedding of each token."""
+"""Position encodings: absolute ones, added to the embedding of each token, and rotary ones."""
 
 import math
 
@@ -33,9 +33,9 @@ def sinusoid_released(tokens: int, width: int) -> Tensor:
 class Positions(nn.Module):
     """x -> residual * x + dropout(scale * x + P), x (B, N, width).
 
-    kind: sinusoidal, sinusoidal_released, learned or none; scale: sqrt(width) or 1
-    (arch.embedding_scale); residual: arch.embedding_residual, 0 in the textbook; the released
-    code adds x once or twice more.
+    P by arch.positions: sinusoidal, sinusoidal_released, learned; none and rotary add none.
+    scale: sqrt(width) or 1 (arch.embedding_scale); residual: arch.embedding_residual, 0 in the
+    textbook; the released code adds x once or twice more.
     """
 
     def __init__(self, arch, tokens: int):
@@ -56,3 +56,24 @@ class Positions(nn.Module):
             y = y + table[: x.shape[1]]
         y = self.dropout(y)
         return self.residual * x + y if self.residual else y
+
+
+class Rotary(nn.Module):
+    """Rotary positions (Su et al., arXiv 2104.09864, eq 34): entries 2i and 2i + 1 of the query or
+    key of token t are turned by the angle t * 10000^(-2i/D), so that q . k depends on the distance
+    of two tokens only. In vision t counts the class token and then patches row by row.
+    """
+
+    def __init__(self, tokens: int, head_width: int):
+        super().__init__()
+        position = torch.arange(tokens, dtype=torch.float64)[:, None]
+        exponent = torch.arange(0, head_width, 2, dtype=torch.float64) / head_width
+        angle = position / 1e4**exponent
+        self.register_buffer("cos", angle.cos().float(), persistent=False)  # (tokens, D / 2)
+        self.register_buffer("sin", angle.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D); N at most `tokens`."""
+        cos, sin = (table[: x.shape[-2]].to(x.dtype) for table in (self.cos, self.sin))
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

@@ -9,27 +9,34 @@ start at the same values in all arms.
 import torch
 from torch import Tensor, nn
 
-from attnlab.config import Body, Config, DotProduct
-from attnlab.models.attention import ATTENTION
-from attnlab.models.positions import Positions
+from attnlab.config import Body, Config
+from attnlab.models.attention import build_attention
+from attnlab.models.positions import Positions, Rotary
+from attnlab.options import DotProduct
 from attnlab.seeding import derive_seed
 
 FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
 class SelfAttention(nn.Module):
-    """Projections to queries, keys, values (no bias), the mechanism, and the projection back."""
+    """Projections to queries, keys, values (no bias), the mechanism, and the projection back.
 
-    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
+    tokens: the longest sequence, which rotary positions need to know.
+    """
+
+    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int):
         super().__init__()
         self.heads, self.causal = arch.heads, causal
         self.qkv = nn.Linear(arch.width, 3 * arch.width, bias=False)
         self.mechanism = mechanism
         self.out = nn.Linear(arch.width, arch.width, bias=False)
+        rotary = arch.positions == "rotary"
+        self.rotary = Rotary(tokens, arch.head_width) if rotary else None
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, W) -> queries, keys and values, each (B, H, N, D)."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        return (q, k, v) if self.rotary is None else (self.rotary(q), self.rotary(k), v)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, W) -> (B, N, W)."""
@@ -42,10 +49,10 @@ class Block(nn.Module):
     post or pre).
     """
 
-    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool):
+    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int):
         super().__init__()
         self.post = arch.norm == "post"
-        self.attention = SelfAttention(arch, mechanism, causal)
+        self.attention = SelfAttention(arch, mechanism, causal, tokens)
         self.norm1 = nn.LayerNorm(arch.width)
         self.ffn = nn.Sequential(
             nn.Linear(arch.width, arch.ffn_width),
@@ -86,7 +93,7 @@ class Transformer(nn.Module):
             self.embedding = nn.Embedding(inputs, arch.width)
         self.positions = Positions(arch, tokens)
         self.blocks = nn.ModuleList(
-            Block(arch, build_mechanism(cfg, layer), causal=not self.vision)
+            Block(arch, build_mechanism(cfg, layer), not self.vision, tokens)
             for layer in range(arch.layers)
         )
         self.norm = nn.LayerNorm(arch.width)
@@ -125,9 +132,9 @@ class ClassToken(nn.Module):
 
 def build_mechanism(cfg: Config, layer: int) -> nn.Module:
     """The mechanism of one layer: the configured one where it applies, dot-product elsewhere."""
-    if layer in getattr(cfg.model, "neural_layers", range(cfg.arch.layers)):
-        return ATTENTION[cfg.model.mechanism](cfg.model, cfg.arch)
-    return ATTENTION["dot_product"](DotProduct(name="dot", mechanism="dot_product"), cfg.arch)
+    if layer in cfg.model.applies(cfg.arch.layers):
+        return build_attention(cfg.model, cfg.arch)
+    return build_attention(DotProduct(name="dot", mechanism="dot_product"), cfg.arch)
 
 
 def try_mechanism(cfg: Config, device: torch.device) -> None:
@@ -136,7 +143,7 @@ def try_mechanism(cfg: Config, device: torch.device) -> None:
     Errors: `BadInput` if model.backend cannot serve here.
     """
     token = torch.zeros(1, cfg.arch.heads, 1, cfg.arch.head_width, device=device)
-    mechanism = ATTENTION[cfg.model.mechanism](cfg.model, cfg.arch).to(device)
+    mechanism = build_attention(cfg.model, cfg.arch).to(device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         mechanism(token, token, token, causal=cfg.arch.body == "lm")
 

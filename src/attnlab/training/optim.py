@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnlab.config import Trainer
-from attnlab.models.attention.neural import HeadLinear
+from attnlab.models.attention.base import HeadLinear
 
 
 def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:

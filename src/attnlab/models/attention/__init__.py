@@ -1,12 +1,23 @@
-"""Attention mechanisms, one file each. A new one needs its file, a line in ATTENTION and a YAML
-in configs/model.
+"""Attention mechanisms, one file each. A new one needs its file, a line here and a YAML in
+configs/model; options of its own need a section in attnlab.options.
 """
 
-from attnlab.models.attention.base import Attention
-from attnlab.models.attention.dot import DotProductAttention
-from attnlab.models.attention.neural import NeuralAttention
+from importlib import import_module
 
-ATTENTION: dict[str, type[Attention]] = {
-    "dot_product": DotProductAttention,
-    "neural": NeuralAttention,
+# mechanism -> file.Class. Imported only when asked for: the configuration is checked against
+# these names before torch is there.
+ATTENTION = {
+    "dot_product": "dot.DotProductAttention",
+    "neural": "neural.NeuralAttention",
+    "additive": "additive.AdditiveAttention",
+    "expressive": "expressive.ExpressiveAttention",
+    "dagpam": "dagpam.DualAttention",
+    "cog": "cog.CogAttention",
+    "gaussian_keys": "gaussian_keys.GaussianKeysAttention",
 }
+
+
+def build_attention(options, arch):
+    """The mechanism of a model section (`attnlab.options`) for a body (`Config.arch`)."""
+    file, name = ATTENTION[options.mechanism].split(".")
+    return getattr(import_module(f"{__name__}.{file}"), name)(options, arch)

@@ -1,20 +1,72 @@
 """What every attention mechanism is: per-head queries, keys and values in, mixed values out.
 
-Shapes here and in the mechanisms: B batch, H heads, N tokens, D head width, P = d' projected
-width.
+Shapes here and in the mechanisms: B batch, H heads, N queries, M keys (N = M in both bodies), D
+head width, P = d' projected width.
 """
 
+import math
+
+import torch
 from torch import Tensor, nn
+
+from attnlab.masking import causal_mask
 
 
 class Attention(nn.Module):
     """The part in which the arms of a comparison differ; projections to Q, K, V and back belong
     to the block.
+
+    options: the model section of the configuration; arch: the body, for head count and width.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
-        """Mix values by attention weights.
+    def __init__(self, options, arch):
+        super().__init__()
 
-        q, k, v: (B, H, N, D). causal: query i sees keys 0 to i only. Returns (B, H, N, D).
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """The matrix that mixes the values, in the form of the paper's equation.
+
+        q (B, H, N, D), k (B, H, M, D); visible: boolean, True where a query sees a key,
+        broadcasts to (B, H, N, M), None for all. Returns (B, H, N, M) in float32 or better, 0
+        where a key is not seen.
         """
-        raise TypeError(f"{type(self).__name__} does not define forward")
+        raise NotImplementedError(f"{type(self).__name__} does not define weights")
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        """Mix values by attention weights; a subclass may do so by a faster way.
+
+        q (B, H, N, D), k, v (B, H, M, D). causal: query i sees key j <= i + M - N. Returns
+        (B, H, N, D).
+        """
+        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+        return self.weights(q, k, visible).to(v.dtype) @ v
+
+
+class HeadLinear(nn.Module):
+    """A linear layer applied per head: one for all heads (groups = 1) or one each (groups = H).
+
+    weight (groups, outputs, inputs), bias (groups, 1, outputs); initialised as torch's nn.Linear.
+    """
+
+    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(groups, 1, outputs)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within 1 / sqrt(inputs), as nn.Linear."""
+        bound = 1 / math.sqrt(self.weight.shape[-1])
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, N, inputs) -> (B, H, N, outputs)."""
+        return head_linear(x, self.weight, self.bias)
+
+
+def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b for weight (groups, outputs, inputs), bias (groups, 1, outputs)."""
+    if len(weight) == 1:  # one matrix product for all heads
+        return nn.functional.linear(x, weight[0], None if bias is None else bias[0, 0])
+    y = x @ weight.mT
+    return y if bias is None else y + bias

@@ -17,39 +17,8 @@ from torch import Tensor, nn
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.kernels import neural_attention
-from attnlab.models.attention.base import Attention
-
-
-class HeadLinear(nn.Module):
-    """A linear layer applied per head: one for all heads (groups = 1) or one each (groups = H).
-
-    weight (groups, outputs, inputs), bias (groups, 1, outputs); initialised as torch's nn.Linear.
-    """
-
-    def __init__(self, groups: int, inputs: int, outputs: int, bias: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(groups, 1, outputs)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Uniform within 1 / sqrt(inputs), as nn.Linear."""
-        bound = 1 / math.sqrt(self.weight.shape[-1])
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, N, inputs) -> (B, H, N, outputs)."""
-        return head_linear(x, self.weight, self.bias)
-
-
-def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b for weight (groups, outputs, inputs), bias (groups, 1, outputs)."""
-    if len(weight) == 1:  # one matrix product for all heads
-        return nn.functional.linear(x, weight[0], None if bias is None else bias[0, 0])
-    y = x @ weight.mT
-    return y if bias is None else y + bias
-
+from attnlab.masking import masked_softmax
+from attnlab.models.attention.base import Attention, HeadLinear, head_linear
 
 Projections = tuple[HeadLinear, HeadLinear] | None
 
@@ -109,13 +78,10 @@ class ScoreNetwork(nn.ModuleList):
 
 
 class NeuralAttention(Attention):
-    """Neural Attention with any number of hidden layers in the score network.
-
-    options: the `Neural` section of the configuration; arch: the body, for head count and width.
-    """
+    """Neural Attention with any number of hidden layers in the score network."""
 
     def __init__(self, options, arch):
-        super().__init__()
+        super().__init__(options, arch)
         groups = arch.heads if options.per_head else 1
         head_width = arch.head_width
         width = options.d_prime or head_width
@@ -139,6 +105,10 @@ class NeuralAttention(Attention):
         if self.project:
             q, k = self.project_q(q), self.project_k(k)
         return self.score_network(q, k)
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """See `Attention.weights`; by the reference."""
+        return masked_softmax(self.scores(q, k) * self.scale, visible)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""

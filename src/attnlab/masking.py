@@ -1,0 +1,24 @@
+"""Which keys a query sees, and the softmax over them.
+
+Shapes: N queries, M keys.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def causal_mask(n: int, m: int, device: torch.device) -> Tensor:
+    """(N, M): True where query i may see key j, j <= i + M - N, so that the last sees all keys."""
+    return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
+
+
+def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax over the last dimension of scores (..., N, M), in float32 or better; visible: a
+    boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if visible is None:
+        return scores.softmax(-1)
+    return scores.masked_fill(~visible, -math.inf).softmax(-1).masked_fill(~visible, 0)

@@ -1,0 +1,62 @@
+"""Additive attention (Bahdanau et al., arXiv 1409.0473).
+
+    e_ij = w_v^T tanh(W_q q_i + W_k k_j),   softmax over j of e_ij     (no scale, no biases)
+
+It is Neural Attention (arXiv 2502.17206) without projection, with one hidden layer of tanh and
+without scale, weight for weight, so the same fused kernels serve.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.kernels import neural_attention
+from attnlab.masking import masked_softmax
+from attnlab.models.attention.base import Attention, HeadLinear
+
+
+class AdditiveScore(nn.Module):
+    """e_ij, one network for all heads (groups = 1) or one each (groups = H)."""
+
+    activation = "tanh"
+    unfusable = None
+
+    def __init__(self, groups: int, head_width: int, hidden: int):
+        super().__init__()
+        self.query = HeadLinear(groups, head_width, hidden, bias=False)
+        self.key = HeadLinear(groups, head_width, hidden, bias=False)
+        self.value = HeadLinear(groups, hidden, 1, bias=False)
+
+    def forward(self, q: Tensor, k: Tensor) -> Tensor:
+        """q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M)."""
+        y = torch.tanh(self.query(q).unsqueeze(-2) + self.key(k).unsqueeze(-3))
+        return self.value(y.flatten(2, 3)).unflatten(2, y.shape[2:4]).squeeze(-1)
+
+    def tables(self, q: Tensor, k: Tensor, scale: float, project: None) -> tuple:
+        """What fused kernels start from: see `ScoreNetwork.tables`."""
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            a, c = self.query(q.to(dtype)), self.key(k.to(dtype))
+            last = (self.value.weight.squeeze(1) * scale).expand(q.shape[1], -1)
+            return a, c, None, None, last
+
+
+class AdditiveAttention(Attention):
+    """options.hidden: width of the hidden layer, None for the head width; options.per_head: a
+    network for each head; options.backend: as for Neural Attention.
+    """
+
+    def __init__(self, options, arch):
+        super().__init__(options, arch)
+        groups = arch.heads if options.per_head else 1
+        self.score = AdditiveScore(groups, arch.head_width, options.hidden or arch.head_width)
+        self.backend = options.backend
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """See `Attention.weights`."""
+        return masked_softmax(self.score(q, k), visible)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        """See `Attention.forward`; model.backend chooses how."""
+        return neural_attention(
+            q, k, v, self.score, causal=causal, scale=1.0, backend=self.backend
+        )

@@ -1,0 +1,64 @@
+"""daGPAM, dual-attention generalized probabilistic attention (Heo & Choi, arXiv 2410.15578).
+
+    P+ = softmax(Q K^T / sqrt(D)),  P- = softmax(Q- K^T / sqrt(D)),  Q- = ReLU(Q) W^T
+    P  = (1 + lambda+) P+ - lambda- P-
+
+Weights may be negative; each row sums to 1 + lambda+ - lambda-. That scores may be negative while
+their sum is fixed is in the paper's text; the form above is second-hand (PAPERS: reviews and a
+third party's code), as are fixed or trainable lambdas. Their starting value is ours.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.masking import masked_softmax
+from attnlab.models.attention.base import Attention, HeadLinear
+from attnlab.models.attention.dot import dot_product
+
+
+class Lambdas(nn.Module):
+    """lambda+ and lambda-: value (2, groups, 1, 1), one pair for all heads or one each."""
+
+    def __init__(self, start: tuple[float, float], groups: int, trainable: bool):
+        super().__init__()
+        self.start = start
+        self.value = nn.Parameter(torch.empty(2, groups, 1, 1), requires_grad=trainable)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The configured values."""
+        with torch.no_grad():
+            self.value.copy_(self.value.new_tensor(self.start).view(2, 1, 1, 1))
+
+
+class DualAttention(Attention):
+    """P V. W (D x D, no bias) is one for all heads of a layer; options.per_head: a pair of lambdas
+    for each head. With both lambdas 0 it is dot-product attention, bit for bit.
+    """
+
+    def __init__(self, options, arch):
+        super().__init__(options, arch)
+        self.negative_query = HeadLinear(1, arch.head_width, arch.head_width, bias=False)
+        start = (options.lambda_plus, options.lambda_minus)
+        self.lambdas = Lambdas(start, arch.heads if options.per_head else 1, options.trainable)
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """See `Attention.weights`."""
+        plus, minus = (
+            masked_softmax(x @ k.mT / math.sqrt(q.shape[-1]), visible)
+            for x in (q, self.negative_query(q.relu()))
+        )
+        gain, loss = self.lambdas.value
+        return (1 + gain) * plus - loss * minus
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        """See `Attention.forward`; P V = (1 + lambda+) P+ V - lambda- P- V, each product by
+        torch's fused kernels.
+        """
+        plus, minus = (
+            dot_product(x.to(v.dtype), k, v, causal) for x in (q, self.negative_query(q.relu()))
+        )
+        gain, loss = self.lambdas.value.to(v.dtype)
+        return (1 + gain) * plus - loss * minus
