@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from attnlab.config import Config
+from attnlab.config import ADDED, Config
 from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
 from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
@@ -156,4 +156,8 @@ def load(folder: Path) -> Config:
     file = folder / "config.yaml"
     if not file.is_file():
         raise BadInput(f"run={folder}: no run folder there (it has no config.yaml)")
-    return validate(plain(OmegaConf.load(file)))
+    stored = OmegaConf.load(file)
+    for key, before in ADDED.items():
+        if OmegaConf.select(stored, key) is None:
+            OmegaConf.update(stored, key, before)
+    return validate(plain(stored))

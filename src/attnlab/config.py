@@ -20,6 +20,10 @@ UNHASHED = {"logger", "runtime"}
 # What the released protocol sets per arm though it is no part of attention (configs/protocol_arm).
 PER_ARM = {"arch.embedding_residual"}
 
+# Keys that the schema did not always have, with what runs before them did: a folder from then,
+# which lacks them, keeps its hash and is resumed and compared as if it had them.
+ADDED = {"trainer.diagnostics": False}
+
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 2
 
@@ -101,6 +105,7 @@ class Trainer(Section):
     log_every: PositiveInt
     eval_every: PositiveInt | None
     save_every: PositiveInt
+    diagnostics: bool
     select_on: Literal["validation", "test"]
 
     @property
@@ -150,6 +155,10 @@ class Config(Section):
     def hash(self) -> str:
         """Eight hex digits over everything that can change the result (so not logger, runtime)."""
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
+        for key, before in ADDED.items():
+            section, name = key.split(".")
+            if kept[section].get(name) == before:
+                del kept[section][name]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from attnlab.config import CODE_VERSION, UNHASHED, Config
+from attnlab.config import ADDED, CODE_VERSION, UNHASHED, Config
 from attnlab.errors import BadInput, FolderInUse
 
 
@@ -49,7 +49,7 @@ class RunFolder:
         file = self.path / "config.yaml"
         if not file.is_file():
             return
-        theirs = flatten(yaml.safe_load(file.read_text()))
+        theirs = ADDED | flatten(yaml.safe_load(file.read_text()))
         ours = flatten(self.cfg.model_dump())
         changed = [
             f"{key}: {theirs.get(key)} in the run folder {self.path}, {ours.get(key)} now"

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from attnlab.config import ADDED
 from attnlab.errors import BadInput
 from attnlab.folder import flatten
 from attnlab.report.table import Table
@@ -96,7 +97,7 @@ def _config(file: Path) -> dict[str, Any]:
         config = yaml.load(file.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"config.yaml: {error}") from None
-    config = flatten(config) if isinstance(config, dict) else {}
+    config = ADDED | flatten(config) if isinstance(config, dict) else {}
     if missing := sorted(NEEDED - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
     return config
