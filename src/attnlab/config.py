@@ -56,6 +56,9 @@ class ViT(Body):
     patch_size: PositiveInt
 
 
+Task = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]  # [N, tau]
+
+
 class Text(Section):
     name: Literal["wikitext103", "wikitext2", "pydocs"]
     kind: Literal["text"]
@@ -86,6 +89,27 @@ class Image(Section):
     image_size: PositiveInt
     validation_size: Count
     augment: Augment
+
+
+class Symbols(Section):
+    name: Literal["nt"]
+    kind: Literal["symbols"]
+    n: Annotated[int, Field(ge=2)]
+    tau: PositiveInt
+    ladder: Annotated[list[Task], Field(min_length=1)] | None
+    sequence_length: PositiveInt
+    train_size: PositiveInt
+    eval_size: PositiveInt
+
+    @property
+    def tasks(self) -> list[list[int]]:
+        """[N, tau] of each."""
+        return self.ladder or [[self.n, self.tau]]
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols, and a token for each task."""
+        return max(n for n, _ in self.tasks) + len(self.tasks)
 
 
 class Trainer(Section):
@@ -129,7 +153,7 @@ class Runtime(Section):
 
 
 Arch = Annotated[LM | ViT, Field(discriminator="body")]
-Data = Annotated[Text | Image, Field(discriminator="kind")]
+Data = Annotated[Text | Image | Symbols, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -171,8 +195,11 @@ class Config(Section):
 def _contradictions(cfg: Config) -> Iterator[str]:
     """Every pair of keys that cannot stand together."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
-    if (arch.body == "lm") != (data.kind == "text"):
-        yield f"arch.body={arch.body}: data={data.name} is {data.kind}; lm reads text, vit images"
+    if (arch.body == "vit") != (data.kind == "image"):
+        yield (
+            f"arch.body={arch.body}: data={data.name} is {data.kind}; "
+            "lm reads text and symbols, vit images"
+        )
     if arch.width % arch.heads:
         yield f"arch.width={arch.width}: must be a multiple of arch.heads={arch.heads}"
     if arch.width % 2 and arch.positions.startswith("sinusoidal"):
@@ -200,11 +227,24 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             yield f"data.augment.crop_scale={data.augment.crop_scale}: must be [smaller, larger]"
         if data.augment.jitter[3] > 0.5:
             yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
-    embedded = data.name in ("pydocs", "digits")
-    if embedded and data.path is not None:
-        yield f"data.path={data.path}: data={data.name} is embedded and takes no path"
-    if not embedded and data.path is None:
-        yield f"data.path=null: data={data.name} needs a hub id or a local folder in its row form"
+    if isinstance(data, Symbols):
+        for n, tau in data.tasks:
+            if n < 2:
+                yield f"data.ladder={data.ladder}: [N, tau]={[n, tau]}: N must be at least 2"
+            if tau >= data.sequence_length:
+                yield (
+                    f"data.{'ladder' if data.ladder else 'tau'}: tau={tau} must be less than "
+                    f"data.sequence_length={data.sequence_length}, or nothing is predicted"
+                )
+    else:
+        embedded = data.name in ("pydocs", "digits")
+        if embedded and data.path is not None:
+            yield f"data.path={data.path}: data={data.name} is embedded and takes no path"
+        if not embedded and data.path is None:
+            yield (
+                f"data.path=null: data={data.name} needs a hub id or a local folder in its row "
+                "form"
+            )
     if trainer.batch_size % trainer.micro:
         yield (
             f"trainer.batch_size={trainer.batch_size}: must be a multiple of "

@@ -77,8 +77,14 @@ def steps_to_go(job: Job) -> int:
     if job.finished:
         return 0
     done = [row["step"] for row in Ledger(job.path / "metrics.jsonl").rows()]
-    images = IMAGES.get(job.cfg.data.name, 0) - getattr(job.cfg.data, "validation_size", 0)
-    return total_steps(job.cfg, images) - max(done, default=0)
+    return total_steps(job.cfg, _samples(job.cfg.data)) - max(done, default=0)
+
+
+def _samples(data) -> int:
+    """In the training split; 0 for text, whose budget is in steps."""
+    if data.kind == "symbols":
+        return data.train_size
+    return IMAGES[data.name] - data.validation_size if data.kind == "image" else 0
 
 
 @dataclass(frozen=True)

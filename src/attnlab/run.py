@@ -1,7 +1,6 @@
 """The whole program on one page: data, model, training, test, result."""
 
 import logging
-import math
 import shutil
 import time
 from pathlib import Path
@@ -117,22 +116,14 @@ def same_data(state: dict[str, Any], data: Data, path: Path) -> None:
 
 def build(cfg: Config, data: Data) -> Transformer:
     """The configured model for this data set, on the CPU."""
-    if isinstance(data, TextData):
-        return build_model(cfg, inputs=data.vocab, outputs=data.vocab, tokens=data.block)
-    patch = cfg.arch.patch_size
-    tokens = 1 + (cfg.data.image_size // patch) ** 2
-    return build_model(cfg, inputs=3 * patch**2, outputs=data.classes, tokens=tokens)
+    return build_model(cfg, **data.shape(cfg.arch))
 
 
 def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:
-    """Test metrics of the run's best checkpoint; for text, the unigram perplexity of the same
-    tokens.
-    """
+    """Test metrics of the run's best checkpoint, and what a trivial predictor reaches."""
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best, data, path)
     model.load_state_dict(best["model"])
     metrics = evaluate(model, data, "test", cfg.trainer.micro, precision(cfg, device))
-    if isinstance(data, TextData):
-        metrics["test/unigram_perplexity"] = math.exp(data.unigram_loss("test"))
-    return metrics
+    return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}

@@ -10,7 +10,14 @@ from attnlab.config import Config
 from attnlab.errors import BadInput
 from attnlab.models.attention import ATTENTION
 
-TAGS = {"lm", "vit", "text", "image", *ATTENTION}  # how pydantic names a section's variants
+TAGS = {
+    "lm",
+    "vit",
+    "text",
+    "image",
+    "symbols",
+    *ATTENTION,
+}  # how pydantic names a section's variants
 
 
 def validate(composed: dict[str, Any]) -> Config:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -29,6 +30,34 @@ class ImageData:
     fingerprint: str
     options: Image
     seed: int
+
+    sample_tokens = 0  # speed is counted in images
+
+    def shape(self, arch) -> dict[str, int]:
+        """Values per patch, classes, and patches with the class token."""
+        patches = (self.options.image_size // arch.patch_size) ** 2
+        return {"inputs": 3 * arch.patch_size**2, "outputs": self.classes, "tokens": 1 + patches}
+
+    def criterion(self, split: str) -> tuple[str, int]:
+        """The metric that chooses the best checkpoint, and its sign."""
+        return "accuracy", 1
+
+    def sums(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(3,): loss, images, correct ones."""
+        losses = F.cross_entropy(logits, labels, reduction="none").double()
+        correct = (logits.argmax(-1) == labels).sum()
+        return torch.stack(
+            (losses.sum(), torch.tensor(len(labels), device=labels.device), correct)
+        )
+
+    def metrics(self, split: str, totals: Tensor) -> dict[str, float]:
+        """loss: nats per image. accuracy: share from 0 to 1."""
+        loss, count, correct = totals.tolist()
+        return {"loss": loss / count, "accuracy": correct / count}
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """None."""
+        return {}
 
     def train(self) -> "Images":
         """Training images with augmentation."""

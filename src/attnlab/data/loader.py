@@ -1,19 +1,53 @@
 """Which samples come when: a pure function of (seed, epoch, position), with no state to save."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attnlab.config import Config
-from attnlab.data.images import ImageData, build_images
-from attnlab.data.text import TextData, build_text
+from attnlab.data.images import build_images
+from attnlab.data.symbols import SymbolData
+from attnlab.data.text import build_text
 from attnlab.errors import BadInput
 from attnlab.seeding import derive_seed
 
-Data = TextData | ImageData
+
+class Data(Protocol):
+    """What training and evaluation ask of a data set.
+
+    fingerprint: of its content. sample_tokens: tokens in a training sample, 0 where speed is
+    counted in samples. What `train` and `evaluation` return has __getitems__ of (epoch, index)
+    keys, which alone decide the samples; a batch is inputs, targets and what `sums` needs besides.
+    """
+
+    fingerprint: str
+    sample_tokens: int
+
+    def shape(self, arch) -> dict[str, int]:
+        """Of a model for it: inputs, outputs, tokens (see `Transformer`)."""
+
+    def train(self) -> Sized:
+        """The training samples."""
+
+    def evaluation(self, split: str) -> Sized:
+        """The samples of validation or test."""
+
+    def criterion(self, split: str) -> tuple[str, int]:
+        """The metric that chooses the best checkpoint, and 1 if more of it is better, else -1."""
+
+    def sums(self, logits: Tensor, *rest: Tensor) -> Tensor:
+        """What `metrics` needs, of one batch: added up over batches. rest: targets and so on."""
+
+    def metrics(self, split: str, totals: Tensor) -> dict[str, float]:
+        """The metrics of a split, without its prefix, from the sums over all its batches."""
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """What a trivial predictor reaches on the split."""
 
 
 def build_data(cfg: Config) -> Data:
@@ -25,6 +59,8 @@ def build_data(cfg: Config) -> Data:
         raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
     if cfg.data.kind == "text":
         return build_text(cfg.data, cache)
+    if cfg.data.kind == "symbols":
+        return SymbolData(cfg.data, cfg.seed)
     return build_images(cfg.data, cfg.seed, cache)
 
 

@@ -4,12 +4,14 @@ As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [UNK]; a tokeni
 tokens sees the text as it is.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.config import Text
@@ -57,10 +59,54 @@ class TextData:
         overlap = np.append(0, np.maximum(0, ends[:-1] - starts[1:]))
         return Blocks(self.tokens[split], starts, overlap, self.block)
 
-    def unigram_loss(self, split: str) -> float:
-        """Mean loss in nats of the training split's token frequencies (add one) on this split."""
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens in a training sample."""
+        return self.block
+
+    def shape(self, arch) -> dict[str, int]:
+        """Inputs, outputs and longest sequence of a model."""
+        return {"inputs": self.vocab, "outputs": self.vocab, "tokens": self.block}
+
+    def criterion(self, split: str) -> tuple[str, int]:
+        """The metric that chooses the best checkpoint, and its sign: the released code, which
+        selects on test, does so by its own variant of perplexity.
+        """
+        return ("perplexity_overlap" if split == "test" else "loss"), -1
+
+    def sums(self, logits: Tensor, targets: Tensor, overlap: Tensor) -> Tensor:
+        """(4,): loss of targets scored for the first time, their number, the windows' mean losses
+        summed, and the number of windows.
+        """
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses = losses.view_as(targets).double()
+        fresh = torch.arange(targets.shape[1], device=targets.device) >= overlap[:, None]
+        windows = torch.tensor(len(targets), device=targets.device)
+        return torch.stack(((losses * fresh).sum(), fresh.sum(), losses.mean(1).sum(), windows))
+
+    def metrics(self, split: str, totals: Tensor) -> dict[str, float]:
+        """loss: nats per token, each token but the split's first scored once, with up to
+        data.sequence_length tokens of context. perplexity: exp(loss). word_perplexity: exp(total
+        loss / words). perplexity_overlap: the released code's variant, exp of the mean over
+        windows of their mean loss, tokens in the overlap counted in each window they are in.
+        """
+        total, count, means, windows = totals.tolist()
+        return {
+            "loss": total / count,
+            "perplexity": _exp(total / count),
+            "word_perplexity": _exp(total / self.words[split]),
+            "perplexity_overlap": _exp(means / windows),
+        }
+
+    def baselines(self, split: str) -> dict[str, float]:
+        """Perplexity of the training split's token frequencies (add one) on the same tokens."""
         counts = np.bincount(self.tokens["train"], minlength=self.vocab) + 1.0
-        return float(-np.log(counts / counts.sum())[self.tokens[split][1:]].mean())
+        losses = -np.log(counts / counts.sum())[self.tokens[split][1:]]
+        return {"unigram_perplexity": math.exp(float(losses.mean()))}
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # beyond this a float overflows
 
 
 @dataclass

@@ -20,14 +20,13 @@ from tqdm import tqdm
 
 from attnlab.config import Config
 from attnlab.data.loader import Data, Order, train_loader
-from attnlab.data.text import TextData
 from attnlab.diagnostics import SEQUENCES, dead_scorers, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.folder import Ledger, RunFolder, write_atomic
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
-from attnlab.training.evaluate import evaluate, to_device
+from attnlab.training.evaluate import PREFIX, evaluate, to_device
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.signals import stop_signals
@@ -111,7 +110,7 @@ def fit(
     loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
     batches = iter(loader)
     per_step = options.batch_size // options.micro
-    tokens = options.batch_size * data.block if isinstance(data, TextData) else 0
+    tokens = options.batch_size * data.sample_tokens
     meter = Meter(device, options.batch_size, tokens, timing.rows())
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
@@ -221,13 +220,8 @@ class Selection:
     def __init__(self, cfg: Config, data: Data):
         self.data = data
         self.split = cfg.trainer.select_on
-        prefix = "test" if self.split == "test" else "val"
-        if isinstance(data, TextData):
-            # the released code selects by its own variant of perplexity
-            name = "perplexity_overlap" if self.split == "test" else "loss"
-            self.key, self.sign = f"{prefix}/{name}", -1
-        else:
-            self.key, self.sign = f"{prefix}/accuracy", 1
+        name, self.sign = data.criterion(self.split)
+        self.key = f"{PREFIX[self.split]}/{name}"
 
     def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
         """Whether an evaluation beats the best one so far."""
