@@ -12,6 +12,7 @@ with it.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from attnlab import cli
@@ -37,7 +38,7 @@ def main() -> None:
 
         jobs = with_baselines(compose_jobs(typed))
         say_equal(jobs)
-        need = estimate(jobs, say=print)
+        need = estimate(jobs, say=partial(print, flush=True))  # minutes a kind at full size
         print(need.table)
         if not need.possible:
             raise BadInput("not all of it can run on this machine; see the table")
