@@ -39,6 +39,16 @@ def test_an_experiment_from_start_to_report(start, cache, tmp_path):
     assert code == 0 and out.count(": finished before") == 2 and "measuring" not in out
 
 
+def test_experiments_that_share_a_run(start, cache, tmp_path):
+    """figure1 asks for one of table1's runs, so the arms' first runs have other seeds."""
+    common = ("data=pydocs", "trainer.max_steps=10000000")
+    words = ("table1", *common, "model=dot_product,neural_d2", "figure1", *common)
+    code, out, err = reproduce(start, cache, *words)
+    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| pydocs")]
+    assert [(row[1], row[3]) for row in rows] == [("dot_product", "3"), ("neural_d2", "3")]
+
+
 def test_a_wrong_word_is_one_line(start, cache, tmp_path):
     code, out, err = reproduce(start, cache, "tabel1")
     assert (code, out) == (2, "")

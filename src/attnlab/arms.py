@@ -74,7 +74,8 @@ def say_equal(jobs: Iterable[Job]) -> None:
     unknown = []
     for (name, first), *others in (list(arms.items()) for arms in groups.values()):
         for arm, job in others:
-            for where, what in differences(first.cfg, job.cfg):
+            paired = job.cfg.model_copy(update={"seed": first.cfg.seed})  # as the report pairs them
+            for where, what in differences(first.cfg, paired):
                 line = f"{name} and {arm} differ in {where}: {what}"
                 if job.cfg.protocol == "released" and where in PER_ARM:
                     print(f"as in the released code, {line}")
