@@ -74,7 +74,7 @@ def say_equal(jobs: Iterable[Job]) -> None:
     unknown = []
     for (name, first), *others in (list(arms.items()) for arms in groups.values()):
         for arm, job in others:
-            paired = job.cfg.model_copy(update={"seed": first.cfg.seed})  # as the report pairs them
+            paired = job.cfg.model_copy(update={"seed": first.cfg.seed})  # as reports pair them
             for where, what in differences(first.cfg, paired):
                 line = f"{name} and {arm} differ in {where}: {what}"
                 if job.cfg.protocol == "released" and where in PER_ARM:
