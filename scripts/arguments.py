@@ -3,6 +3,7 @@
 import inspect
 import logging
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from attnlab.validation import nearest
 
 @dataclass
 class Run:
-    """A run folder named on the command line."""
+    """A run folder named on the command line, by `key`."""
 
     path: Path
+    key: str
 
     def config(self, device: str) -> Config:
         """The run's configuration, on another device if asked for."""
-        cfg = load(self.path)
+        cfg = load(self.path, self.key)
         if device not in ("same", "auto", "cpu", "cuda"):
             raise BadInput(f"device={device}: must be same, auto, cpu or cuda")
         if device != "same":
@@ -54,9 +56,9 @@ def parse(main: Callable, words: list[str]) -> dict:
             raise BadInput(
                 f"{word}: unknown argument{nearest(key, list(parameters))}\n{_usage(main)}"
             )
-        kind = Run if key == "run" else parameters[key].annotation
+        kind = _kind(parameters[key])
         try:
-            given[key] = Run(Path(value)) if kind is Run else kind(value)
+            given[key] = Run(Path(value), key) if kind is Run else kind(value)
         except ValueError:
             raise BadInput(f"{word}: must be {kind.__name__}") from None
     for key, parameter in parameters.items():
@@ -65,9 +67,15 @@ def parse(main: Callable, words: list[str]) -> dict:
     return given
 
 
+def _kind(parameter: inspect.Parameter) -> type:
+    """The type of a value: T where the annotation is T or `T | None`."""
+    return (*typing.get_args(parameter.annotation), parameter.annotation)[0]
+
+
 def _usage(main: Callable) -> str:
-    parts = [
-        f"{k}=<{k}>" if p.default is p.empty else f"[{k}={p.default}]"
-        for k, p in inspect.signature(main).parameters.items()
-    ]
+    parts = []
+    for key, parameter in inspect.signature(main).parameters.items():
+        default = parameter.default
+        word = f"{key}=<{key}>" if default in (None, parameter.empty) else f"{key}={default}"
+        parts.append(word if default is parameter.empty else f"[{word}]")
     return "arguments: " + " ".join(parts)

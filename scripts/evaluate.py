@@ -3,10 +3,10 @@
 import json
 import sys
 
-from arguments import main_with
+from arguments import Run, main_with
 
 
-def main(run, device: str = "same") -> None:
+def main(run: Run, device: str = "same") -> None:
     """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
     from attnlab import run as program
     from attnlab.data.loader import build_data

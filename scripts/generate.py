@@ -1,10 +1,10 @@
 """Text from a trained language model:  python scripts/generate.py run=<folder> prompt="..."."""
 
-from arguments import main_with
+from arguments import Run, main_with
 
 
 def main(
-    run,
+    run: Run,
     prompt: str,
     tokens: int = 64,
     temperature: float = 0.8,

@@ -1,6 +1,5 @@
 """Training: every model on every embedded data set, accumulation, schedules, measures, health."""
 
-import json
 import math
 import shutil
 
@@ -10,7 +9,7 @@ from conftest import MODELS, config, metrics
 
 from attnlab.data.loader import build_data
 from attnlab.diagnostics import dead_scorers, warn_if_dead
-from attnlab.errors import BadInput, NonFinite
+from attnlab.errors import BadInput
 from attnlab.run import build, run
 from attnlab.training.evaluate import evaluate
 from attnlab.training.optim import build_optimizer, learning_rate
@@ -22,7 +21,7 @@ def smoke(cache, *overrides):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("data", ["pydocs", "digits"])
+@pytest.mark.parametrize("data", ["pydocs", "digits", "nt"])
 @pytest.mark.parametrize("protocol", ["paper", "released"])
 def test_every_model_trains_on_every_embedded_data_set(
     model, data, protocol, cache, tmp_path, capsys
@@ -36,7 +35,7 @@ def test_every_model_trains_on_every_embedded_data_set(
     assert result[f"test/{measure}"] > 0 and f"{split}/{measure}" in rows[-2]
     assert rows[-1]["step"] == 4 and rows[-1][f"test/{measure}"] == result[f"test/{measure}"]
     assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4]
-    if model != "dot_product":
+    if model.startswith("neural"):
         assert rows[0]["step"] == 0 and "attention/0/dead_scorer" in rows[0]
     assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
@@ -161,13 +160,6 @@ def test_dead_scorer_is_seen_and_explained(cache, caplog):
     model(inputs).sum().backward()
     dead = model.blocks[0].attention.mechanism
     assert all(not p.grad.any() for p in dead.score_network[0].parameters())
-
-
-def test_stops_before_an_update_with_a_loss_that_is_not_finite(cache, tmp_path):
-    with pytest.raises(NonFinite, match=r"step 2: loss nan.*Training samples of the batch: \["):
-        run(smoke(cache, "trainer.lr=1e38", "trainer.grad_clip=null"), tmp_path)
-    assert "NonFinite" in (tmp_path / "failed.txt").read_text()
-    assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

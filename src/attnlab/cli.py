@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config import ADDED, Config
-from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite
+from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite, OutOfResources
 from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FAILURES = (BadInput, FolderInUse, NonFinite, Interrupted)
+FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, Interrupted)
 
 
 def guard(main: Callable[[], None]) -> None:
@@ -151,11 +151,11 @@ def run_path(cfg: Config, chosen: str) -> Path:
     return Path(cfg.folder if chosen == "." else chosen)
 
 
-def load(folder: Path) -> Config:
-    """The configuration that a run folder was made with."""
+def load(folder: Path, name: str = "run") -> Config:
+    """The configuration that a run folder was made with; `name` is its key on the command line."""
     file = folder / "config.yaml"
     if not file.is_file():
-        raise BadInput(f"run={folder}: no run folder there (it has no config.yaml)")
+        raise BadInput(f"{name}={folder}: no run folder there (it has no config.yaml)")
     stored = OmegaConf.load(file)
     for key, before in ADDED.items():
         if OmegaConf.select(stored, key) is None:

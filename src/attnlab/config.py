@@ -22,7 +22,7 @@ PER_ARM = {"arch.embedding_residual"}
 
 # Keys that the schema did not always have, with what runs before them did: a folder from then,
 # which lacks them, keeps its hash and is resumed and compared as if it had them.
-ADDED = {"trainer.diagnostics": False}
+ADDED = {"trainer.diagnostics": False, "trainer.on_nonfinite": "stop"}
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 2
@@ -130,6 +130,7 @@ class Trainer(Section):
     eval_every: PositiveInt | None
     save_every: PositiveInt
     diagnostics: bool
+    on_nonfinite: Literal["stop", "skip"]
     select_on: Literal["validation", "test"]
 
     @property

@@ -21,6 +21,12 @@ class NonFinite(RuntimeError):
     exit_code = 4
 
 
+class OutOfResources(RuntimeError):
+    """Memory or disk space ended. What was saved before is whole."""
+
+    exit_code = 5
+
+
 class Interrupted(RuntimeError):
     """A signal ended training after a save."""
 

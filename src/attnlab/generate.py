@@ -28,8 +28,6 @@ def generate(
     temperature >= 0 divides the logits (0: the likeliest token); top_k >= 1 keeps so many. The
     model sees at most the last data.sequence_length tokens. Errors: `BadInput`.
     """
-    from tokenizers import Tokenizer
-
     if cfg.data.kind != "text":
         raise BadInput(f"run={folder}: is not a language model (data={cfg.data.name})")
     for name, value, least in (
@@ -39,19 +37,31 @@ def generate(
     ):
         if not value >= least:
             raise BadInput(f"{name}={value}: must be at least {least}")
-    best = checkpoint.load_best(folder / "checkpoints")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer, model = language_model(cfg, folder, device)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
-    vocab, block = tokenizer.get_vocab_size(), cfg.data.sequence_length
-    model = build_model(cfg, vocab, vocab, block).to(device).eval()
-    model.load_state_dict(best["model"])
+    block = cfg.data.sequence_length
     generator = torch.Generator().manual_seed(seed)
     for _ in range(tokens):
         window = torch.tensor(ids[-block:], device=device)[None]
         ids.append(sample(model(window)[0, -1].float().cpu(), temperature, top_k, generator))
     return detokenize(tokenizer, ids)
+
+
+def language_model(cfg: Config, folder: Path, device: torch.device):
+    """The tokenizer and the trained model, in evaluation mode, of the text run in `folder`.
+
+    Errors: `BadInput` if its best checkpoint is missing or damaged.
+    """
+    from tokenizers import Tokenizer
+
+    best = checkpoint.load_best(folder / "checkpoints")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    vocab = tokenizer.get_vocab_size()
+    model = build_model(cfg, vocab, vocab, cfg.data.sequence_length).to(device).eval()
+    model.load_state_dict(best["model"])
+    return tokenizer, model
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:

@@ -1,5 +1,6 @@
 """The whole program on one page: data, model, training, test, result."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -18,6 +19,7 @@ from attnlab.models.transformer import Transformer, build_model, parameter_count
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
+from attnlab.training.faults import explain
 from attnlab.training.trainer import fit, precision, total_steps
 
 log = logging.getLogger(__name__)
@@ -81,15 +83,23 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             **tested,
             **summary,
         }
+        folder.write_json("result.json", result)
         return result
     except Interrupted:
         result["status"] = "interrupted"
         raise
     except Exception as error:
-        failed.write_text(f"{type(error).__name__}: {error}\n")
-        raise
+        result["status"] = "failed"
+        explained = explain(error, cfg, device, folder)
+        with contextlib.suppress(OSError):  # the disk may be full
+            failed.write_text(f"{type(explained).__name__}: {explained}\n")
+        if explained is error:
+            raise
+        raise explained from error
     finally:
-        folder.write_json("result.json", result)
+        if result["status"] != "finished":
+            with contextlib.suppress(OSError):
+                folder.write_json("result.json", result)
         tracker.finish(result)
 
 

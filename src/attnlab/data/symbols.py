@@ -65,26 +65,36 @@ class SymbolData:
         return totals.index_add_(0, task, torch.stack(rows, dim=-1))
 
     def metrics(self, split: str, totals: Tensor) -> dict[str, float]:
-        """loss (nats a symbol) and accuracy over all, accuracy of each of several tasks."""
-        loss, correct, scored = totals.sum(0).tolist()
-        found = {"loss": loss / scored, "accuracy": correct / scored}
-        if len(totals) > 1:
-            for (n, tau), (_, right, count) in zip(
-                self.options.tasks, totals.tolist(), strict=True
-            ):
-                found[f"accuracy_n{n}_tau{tau}"] = right / count
-        return found
+        """loss (nats a symbol) and accuracy over all; accuracy of each of several tasks."""
+        loss, correct, scored = totals.unbind(-1)
+        return {
+            "loss": (loss.sum() / scored.sum()).item(),
+            **self._shares("accuracy", correct, scored),
+        }
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Accuracy by chance, and of repeating the last symbol."""
+        """Accuracy by chance, and of repeating the last symbol; of each of several tasks too."""
         dataset = self.evaluation(split)
         inputs, targets, task = dataset.__getitems__([(0, i) for i in range(len(dataset))])
         scored = targets != UNSCORED
-        chance = torch.tensor([1 / n for n, _ in self.options.tasks])[task]
+        sizes = torch.tensor([n for n, _ in self.options.tasks], dtype=torch.float64)
+        rows = torch.stack((scored.sum(-1) / sizes[task], (inputs == targets).sum(-1)))
+        chance, copied, count = torch.zeros(3, len(sizes), dtype=torch.float64).index_add_(
+            1, task, torch.cat((rows, scored.sum(-1)[None]))
+        )
         return {
-            "chance_accuracy": ((chance[:, None] * scored).sum() / scored.sum()).item(),
-            "copy_accuracy": (inputs == targets)[scored].double().mean().item(),
+            **self._shares("chance_accuracy", chance, count),
+            **self._shares("copy_accuracy", copied, count),
         }
+
+    def _shares(self, name: str, part: Tensor, whole: Tensor) -> dict[str, float]:
+        """part / whole, both (tasks,), over all tasks, and of each where there are several."""
+        found = {name: (part.sum() / whole.sum()).item()}
+        if len(whole) > 1:
+            shares = (part / whole).tolist()
+            tasks = zip(self.options.tasks, shares, strict=True)
+            found |= {f"{name}_n{n}_tau{tau}": share for (n, tau), share in tasks}
+        return found
 
 
 @dataclass

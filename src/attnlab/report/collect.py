@@ -15,14 +15,15 @@ from attnlab.folder import flatten
 from attnlab.report.table import Table
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
-INSIDE_A_RUN = {"checkpoints", "wandb"}
+INSIDE_A_RUN = {"checkpoints", "wandb", "attention"}
 # What a report asks of every configuration, whatever version of the schema wrote it.
 NEEDED = {
     *("seed", "scale", "protocol", "model.name", "model.mechanism", "data.name", "data.kind"),
     *(f"arch.{key}" for key in ("body", "layers", "heads", "width")),
     *(f"trainer.{key}" for key in ("max_steps", "epochs", "batch_size", "select_on")),
 }
-SHOWN = ('"val/', '"test/', "/dead_scorer")  # keys of the metrics.jsonl rows that a report shows
+# Keys of the metrics.jsonl rows that a report shows; the last is in every row with diagnostics.
+SHOWN = ('"val/', '"test/', "/dead_scorer", '"representation/')
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
@@ -31,7 +32,7 @@ class Run:
     """One run folder as it is on disk.
 
     config: config.yaml with dotted keys, empty if it cannot be read. result: result.json. env:
-    env.json. rows: of metrics.jsonl, those with an evaluation or the health of a layer. status:
+    env.json. rows: of metrics.jsonl, those with an evaluation or what is known of layers. status:
     finished, failed, interrupted, unfinished (running, or killed) or unreadable. cause: why it
     is not finished or has no value, in one line.
     """
@@ -161,6 +162,8 @@ COLUMNS = {
     "test/perplexity": "test perplexity",
     "test/unigram_perplexity": "unigram",
     "test/accuracy": "test accuracy",
+    "test/chance_accuracy": "chance",
+    "test/copy_accuracy": "copy",
     "dead_scorer": "dead scorer",
     "params": "parameters",
     "tokens_per_s": "tokens/s",

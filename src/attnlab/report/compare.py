@@ -116,9 +116,9 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.config:
-            groups.setdefault(naming.frozen(_shared(run.config)), []).append(run)
+            groups.setdefault(naming.frozen(shared(run.config)), []).append(run)
     ordered = sorted(groups.values(), key=_order)
-    titles = naming.titles([_shared(group[0].config) for group in ordered])
+    titles = naming.titles([shared(group[0].config) for group in ordered])
     found: list[Comparison] = []
     slugs: Counter[str] = Counter()
     for title, group in zip(titles, ordered, strict=True):
@@ -136,7 +136,7 @@ def _is_own(key: str, config: dict[str, Any]) -> bool:
     return key.startswith("model.") or (key in PER_ARM and config["protocol"] == "released")
 
 
-def _shared(config: dict[str, Any]) -> dict[str, Any]:
+def shared(config: dict[str, Any]) -> dict[str, Any]:
     """What all runs of a comparison agree in."""
     return {
         key: value
@@ -154,7 +154,7 @@ def _order(group: list[Run]) -> tuple:
     config = group[0].config
     rank = SCALES.index(config["scale"]) if config["scale"] in SCALES else len(SCALES)
     kind = (rank, config["data.name"], config["protocol"])
-    return (*kind, -len(group), naming.frozen(_shared(config)))
+    return (*kind, -len(group), naming.frozen(shared(config)))
 
 
 def _arms(group: list[Run]) -> list[Arm]:
@@ -162,13 +162,13 @@ def _arms(group: list[Run]) -> list[Arm]:
     for run in group:
         members.setdefault(naming.frozen(_own(run.config)), []).append(run)
     owns = [_own(runs[0].config) for runs in members.values()]
-    shared = _shared(group[0].config)
-    papers = {own["model.name"]: own for own in owns if not arm_deviations(shared | own)}
+    common = shared(group[0].config)
+    papers = {own["model.name"]: own for own in owns if not arm_deviations(common | own)}
     arms = []
     for own, runs in zip(owns, members.values(), strict=True):
         original = papers.get(own["model.name"])
         namesakes = [other for other in owns if other["model.name"] == own["model.name"]]
-        keys = naming.changed(own, [original] if original else namesakes, shared)
+        keys = naming.changed(own, [original] if original else namesakes, common)
         ablation = ", ".join(key.removeprefix("model.") for key in keys) if original else ""
         arms.append(Arm(naming.label(own, keys), own, ablation, runs))
     return sorted(arms, key=_arm_order)

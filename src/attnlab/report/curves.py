@@ -30,7 +30,7 @@ class Line:
 
 @dataclass
 class Curve:
-    """One arm: mean over its finished runs, with the smallest and largest of them."""
+    """One arm: mean over its finished runs, and the band around it."""
 
     label: str
     color: str
@@ -72,7 +72,7 @@ def curves(comparison: Comparison) -> Curves | None:
         if len(drawn) == MOST_ARMS:
             left_out.append(arm.label)
             continue
-        curve = _mean(arm, points, *_style(arm, drawn))
+        curve = _mean(arm, points, *style(arm, [c.color for c in drawn]))
         if single:
             curve.lines = [_line(arm, run, points[run.folder]) for run in arm.runs]
         drawn.append(curve)
@@ -143,10 +143,11 @@ def _thinned(x: list[float]) -> list[float]:
     return [x[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
-def _style(arm: Arm, drawn: list[Curve]) -> tuple[str, str]:
-    """Colour and dash: the paper's arms have the same in every figure."""
-    used = {curve.color for curve in drawn}
+def style(arm: Arm, used: list[str]) -> tuple[str, str]:
+    """Colour, other than the `used` ones, and dash: the paper's arms have the same colour in every
+    figure.
+    """
     name = arm.own["model.name"]
     own = KNOWN[NAMES.index(name)] if name in NAMES else None
     free = [color for color in (own, *OTHERS, *KNOWN) if color and color not in used]
-    return free[0], DASHES[len(drawn) % len(DASHES)]
+    return free[0], DASHES[len(used) % len(DASHES)]

@@ -12,7 +12,9 @@ import numpy as np
 
 from attnlab.folder import write_atomic
 from attnlab.report.curves import Curve, Curves
+from attnlab.report.depth import PLACES, Depth
 from attnlab.report.health import Share
+from attnlab.report.ladder import SOLVED, Ladder
 from attnlab.report.surface import REACH, Surface
 
 DASH = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
@@ -128,6 +130,31 @@ def plot_health(shares: list[Share], title: str, stem: Path) -> None:
     _save(figure, stem)
 
 
+def plot_depth(depth: Depth, stem: Path) -> None:
+    """The diagnostics of every layer, as <stem>.png and <stem>.svg: a panel for each quantity, the
+    last evaluation with bands, step 0 thin and dashed.
+    """
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, layout="constrained")
+    thin = {"linestyle": "--", "lw": 0.8, "alpha": 0.7}
+    for axis, panel in zip(axes.flat, depth.panels, strict=True):
+        for line, curve in zip(panel.begin, panel.curves, strict=True):
+            axis.plot(line.x, line.y, color=curve.color, **thin)
+            _draw(axis, curve)
+        axis.set_title(panel.label, fontsize=10)
+        axis.set_yscale("log" if panel.log else "linear")
+        axis.set_xticks(list(depth.ticks), list(depth.ticks.values()))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[1]:
+        axis.set_xlabel(PLACES)
+    lines, names = axes[0, 0].get_legend_handles_labels()
+    lines.append(plt.Line2D([], [], color="#666666", **thin))
+    place = {"loc": "outside lower center", "ncols": min(4, len(lines))}
+    figure.legend(lines, [*names, "step 0"], fontsize=9, frameon=False, **place)
+    figure.suptitle(textwrap.fill(depth.title, 110), fontsize=10)
+    _save(figure, stem)
+
+
 def plot_surface(surface: Surface, title: str, stem: Path) -> None:
     """The paper's figure 1, as <stem>.png and <stem>.svg: two surfaces over (x, y)."""
     figure = plt.figure(figsize=(9, 4.3), layout="constrained")
@@ -143,6 +170,34 @@ def plot_surface(surface: Surface, title: str, stem: Path) -> None:
         axis.set_title(name, fontsize=10)
     title = f"Score of a query with itself, q' = k' = (x, y): {title}"
     figure.suptitle(textwrap.fill(title, 110), fontsize=10)
+    _save(figure, stem)
+
+
+def plot_ladder(ladder: Ladder, stem: Path) -> None:
+    """The staircase, as <stem>.png and <stem>.svg: for each N the accuracy of an arm's lowest seed
+    over tau, as steps, with all seeds as points.
+    """
+    sizes = sorted({n for n, _ in ladder.levels})
+    figure, axes = plt.subplots(
+        1, len(sizes), figsize=(5 * len(sizes) + 2, 4.3), layout="constrained", sharey=True
+    )
+    for n, axis in zip(sizes, np.atleast_1d(axes), strict=True):
+        taus = [tau for m, tau in ladder.levels if m == n]
+        for arm, levels in ladder.accuracy.items():
+            color, dash = ladder.looks[arm]
+            points = [(i, levels[n, tau]) for i, tau in enumerate(taus) if (n, tau) in levels]
+            x, y = [i for i, _ in points], [100 * min(found) for _, found in points]
+            axis.step(x, y, where="mid", color=color, linestyle=DASH[dash], lw=1.8, label=arm)
+            for i, found in points:
+                axis.plot([i] * len(found), [100 * a for a in found], "o", ms=3.5, color=color)
+        axis.axhline(100 * SOLVED, color="#999999", lw=0.8)
+        axis.set_xticks(range(len(taus)), [str(tau) for tau in taus])
+        axis.set(xlabel="tau", title=f"N = {n}")
+        axis.grid(alpha=0.25, axis="y")
+        axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    np.atleast_1d(axes)[0].set_ylabel("test accuracy, %, lowest seed")
+    figure.suptitle(textwrap.fill(ladder.title, 110), fontsize=10)
     _save(figure, stem)
 
 

@@ -5,8 +5,10 @@ from itertools import chain
 import plotly.graph_objects as go
 
 from attnlab.report.curves import Curve, Curves
+from attnlab.report.depth import PLACES, Depth, Panel
 from attnlab.report.figures import legend
 from attnlab.report.health import Share
+from attnlab.report.ladder import SOLVED, Ladder
 from attnlab.report.surface import Surface
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1c1e21"}
@@ -32,6 +34,44 @@ def health_plot(shares: list[Share]) -> str:
     _lay_out(figure, "", "dead runs, %, with 95 % interval")
     figure.update_layout(scattermode="group")
     return _json(figure)
+
+
+def ladder_plots(ladder: Ladder) -> dict[str, str]:
+    """For each N the accuracy of every arm's lowest seed over tau."""
+    plots = {}
+    for n in sorted({n for n, _ in ladder.levels}):
+        figure = go.Figure()
+        for arm, levels in ladder.accuracy.items():
+            color, dash = ladder.looks[arm]
+            steps = {tau: 100 * min(a) for (m, tau), a in sorted(levels.items()) if m == n}
+            line = {"color": color, "dash": dash, "shape": "hvh"}
+            x, y = [str(tau) for tau in steps], list(steps.values())
+            figure.add_scatter(x=x, y=y, name=arm, mode="lines+markers", line=line)
+        figure.add_hline(100 * SOLVED, line={"color": "#999999", "width": 1})
+        _lay_out(figure, "tau", "test accuracy, %, lowest seed")
+        taus = [str(tau) for m, tau in ladder.levels if m == n]
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=taus)
+        plots[f"N = {n}"] = _json(figure)
+    return plots
+
+
+def depth_plots(depth: Depth) -> dict[str, str]:
+    """A quantity's name -> its means and bands over layers, and its means at step 0."""
+    return {panel.label: _json(_depth_plot(panel, depth.ticks)) for panel in depth.panels}
+
+
+def _depth_plot(panel: Panel, ticks: dict[int, str]) -> go.Figure:
+    figure = go.Figure(list(chain.from_iterable(map(_traces, panel.curves))))
+    for line, curve in zip(panel.begin, panel.curves, strict=True):
+        style = {"color": curve.color, "width": 0.9, "dash": "dash"}
+        quiet = {"showlegend": False, "legendgroup": curve.label, "opacity": 0.7}
+        figure.add_scatter(x=line.x, y=line.y, name=line.name, mode="lines", line=style, **quiet)
+    _lay_out(figure, PLACES, "")
+    figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()))
+    if panel.log:
+        figure.update_yaxes(type="log", exponentformat="power", minor_showgrid=False)
+    figure.update_layout(height=340)
+    return figure
 
 
 def _lay_out(figure: go.Figure, x_label: str, y_label: str) -> None:

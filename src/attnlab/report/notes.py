@@ -20,6 +20,12 @@ DEAD = (
     "so that it attends uniformly. A run is dead in a layer where all rows are: its score network "
     "gets no gradient any more. Failed and unfinished runs count with what they logged."
 )
+DEPTH = (
+    "The last evaluation, of the first samples of its split; layers count from 0. Rank-one "
+    "residual: how far what a block puts out is from all tokens being equal, relative to its norm "
+    "(0: they are). Mean and, over several seeds, its 95 % t-interval; of gradient norms both are "
+    "those of the logarithm."
+)
 DIFFERENT = "the runs used different data, so their numbers are not comparable"
 
 

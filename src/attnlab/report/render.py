@@ -9,10 +9,22 @@ from markupsafe import Markup
 
 from attnlab.errors import BadInput
 from attnlab.folder import write_atomic
-from attnlab.report import figures, health, interactive, notes, published, setting, tables
+from attnlab.report import (
+    depth,
+    figures,
+    health,
+    interactive,
+    ladder,
+    notes,
+    published,
+    setting,
+    tables,
+)
 from attnlab.report.collect import Run, collect
 from attnlab.report.compare import Comparison, comparisons
 from attnlab.report.curves import curves
+from attnlab.report.ladder import Ladder
+from attnlab.report.pictures import Album, Picture
 from attnlab.report.surface import has_surface, surface
 from attnlab.report.table import Table
 
@@ -45,8 +57,21 @@ class Section:
     cost: Table
     cost_notes: list[str]
     health: Table
+    depth: Table
     figures: list[Figure]
+    pictures: list[Picture]
     missing: list[str]  # figures that could not be drawn, and why
+
+
+@dataclass
+class LadderSection:
+    """What page.html and page.md say of the levels of a task that the arms solve."""
+
+    title: str
+    slug: str
+    table: Table
+    note: str
+    figures: list[Figure]
 
 
 def report(root: Path, out: Path) -> None:
@@ -55,15 +80,18 @@ def report(root: Path, out: Path) -> None:
     Errors: `BadInput` if there is no run below `root`, or `out` cannot be written.
     """
     runs = collect(root)
+    found = comparisons(runs)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
-            "sections": _sections(comparisons(runs), out),
+            "ladders": [_ladder_section(each, out) for each in ladder.ladders(found)],
+            "sections": _sections(found, out),
             "unfinished": tables.unfinished(runs, out),
             "runs": tables.listing(runs, out),
             "dead": notes.DEAD,
+            "depth": notes.DEPTH,
             "drawn": MOST_DRAWN,
         }
         templates = jinja2.Environment(
@@ -93,21 +121,25 @@ def _counts(runs: list[Run]) -> str:
 def _sections(found: list[Comparison], out: Path) -> list[Section]:
     """One for each comparison; the first ones with figures."""
     with_surface = [c for c in found if not c.ablation and has_surface(c)][:MOST_SURFACES]
-    sections = []
+    sections, album = [], Album(out)
     for place, comparison in enumerate(found):
         drawn, missing = [], []
         if place < MOST_DRAWN:
             drawn += _curve_figure(comparison, out) + _health_figure(comparison, out)
+            drawn += _depth_figure(comparison, out)
             if comparison in with_surface:
                 try:
                     drawn.append(_surface_figure(comparison, out))
                 except BadInput as error:  # a checkpoint that is gone costs one figure
                     missing.append(f"The score surface (figure 1) is missing: {error}.")
-        sections.append(_section(comparison, drawn, missing))
+        taken, gone = album.take(comparison)
+        sections.append(_section(comparison, drawn, taken, missing + gone))
     return sections
 
 
-def _section(comparison: Comparison, drawn: list[Figure], missing: list[str]) -> Section:
+def _section(
+    comparison: Comparison, drawn: list[Figure], taken: list[Picture], missing: list[str]
+) -> Section:
     return Section(
         title=comparison.title,
         tag=notes.tag(comparison),
@@ -119,9 +151,22 @@ def _section(comparison: Comparison, drawn: list[Figure], missing: list[str]) ->
         cost=tables.cost(comparison),
         cost_notes=notes.cost(comparison),
         health=health.table(health.health(comparison)),
+        depth=depth.table(comparison),
         figures=drawn,
+        pictures=taken,
         missing=missing,
     )
+
+
+def _ladder_section(found: Ladder, out: Path) -> LadderSection:
+    file = f"figures/{found.slug}"
+    figures.plot_ladder(found, out / file)
+    caption = (
+        "Accuracy of the lowest seed over tau; the line at the top is where a level is solved."
+    )
+    plots = {n: Markup(plot) for n, plot in interactive.ladder_plots(found).items()}
+    drawn = [Figure(caption, file, plots)]
+    return LadderSection(found.title, found.slug, ladder.table(found), ladder.note(found), drawn)
 
 
 def _curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
@@ -153,6 +198,23 @@ def _health_figure(comparison: Comparison, out: Path) -> list[Figure]:
     figures.plot_health(shares, comparison.title, out / file)
     caption = "Share of runs whose score network is dead, every row having one constant score."
     return [Figure(caption, file, {"": Markup(interactive.health_plot(shares))})]
+
+
+def _depth_figure(comparison: Comparison, out: Path) -> list[Figure]:
+    """None without diagnostics."""
+    found = depth.depth(comparison)
+    if found is None:
+        return []
+    file = f"figures/depth_{comparison.slug}"
+    figures.plot_depth(found, out / file)
+    caption = "Over depth, in the last evaluation and (thin, dashed) at step 0"
+    if any(curve.n > 1 for curve in found.panels[0].curves):
+        caption += ": mean over seeds, the band its 95 % t-interval"
+    caption += "."
+    if found.left_out:
+        caption += f" Not drawn: {', '.join(found.left_out)}."
+    plots = {name: Markup(plot) for name, plot in interactive.depth_plots(found).items()}
+    return [Figure(caption, file, plots)]
 
 
 def _surface_figure(comparison: Comparison, out: Path) -> Figure:

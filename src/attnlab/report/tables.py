@@ -97,9 +97,8 @@ def cost(comparison: Comparison) -> Table:
     """Parameters, memory and speed in training and in inference, as the paper's tables 6 to 8 have
     them: medians of the finished runs, without columns that no run fills.
     """
-    what, unit = (
-        ("tokens", "tokens/s") if comparison.metric == "perplexity" else ("samples", "images/s")
-    )
+    text = comparison.config["arch.body"] == "lm"
+    what, unit = ("tokens", "tokens/s") if text else ("samples", "images/s")
     arms = [arm for arm in comparison.arms if arm.counted]
     columns: dict[str, list[str]] = {
         "parameters": _column(arms, "params"),

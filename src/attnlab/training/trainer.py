@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attnlab.config import Config
-from attnlab.data.loader import Data, Order, train_loader
-from attnlab.diagnostics import SEQUENCES, dead_scorers, warn_if_dead
+from attnlab.data.loader import Data, train_loader
+from attnlab.diagnostics import SEQUENCES, dead_scorers, diagnostics, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.folder import Ledger, RunFolder, write_atomic
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import PREFIX, evaluate, to_device
+from attnlab.training.faults import nonfinite
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.signals import stop_signals
@@ -43,6 +44,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0  # since the last metrics row
     loss_steps: int = 0
+    skipped: int = 0  # steps without an update, their loss or gradient not being finite
     best: dict[str, float] = field(default_factory=dict)  # best evaluation's metrics and step
 
 
@@ -94,18 +96,23 @@ def fit(
         began = time.perf_counter()
         row = evaluate(compiled, data, selection.split, options.micro, autocast)
         meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
-        row |= dead_scorers(model, sample)
-        warn_if_dead({k: v for k, v in row.items() if k.startswith("attention/")}, progress.step)
+        row |= dead_scorers(model, sample[0])
+        warn_if_dead(row, progress.step)
         if selection.better(row, progress.best):
             progress.best = {**row, "step": progress.step}
             best = {"model": model.state_dict(), "data": data.fingerprint, **progress.best}
             write_atomic(folder.checkpoints / "best.pt", checkpoint.dump(best))
         return row
 
+    def details() -> dict[str, float]:
+        return diagnostics(model, *sample, training_loss) if options.diagnostics else {}
+
     sample = selection.sample(device)
-    if progress.step == 0 and (health := dead_scorers(model, sample)):
+    if progress.step == 0:
+        health = dead_scorers(model, sample[0])
         warn_if_dead(health, 0)
-        record({"step": 0, **health})
+        if health := health | details():
+            record({"step": 0, **health})
 
     loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
     batches = iter(loader)
@@ -137,29 +144,38 @@ def fit(
             norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
             loss = loss.item()
             overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
-            if not (math.isfinite(loss) and (math.isfinite(norm) or overflow)):
-                raise NonFinite(_nonfinite(cfg, step, loss, norm, dataset_size, folder))
-            scaler.step(optimizer)
+            if math.isfinite(loss) and (math.isfinite(norm) or overflow):
+                scaler.step(optimizer)
+                progress.loss_sum += loss
+                progress.loss_steps += 1
+            else:
+                message = nonfinite(cfg, step, loss, norm, dataset_size, model, batch[0])
+                if options.on_nonfinite == "stop":
+                    raise NonFinite(message)
+                log.warning("%s Skipped (trainer.on_nonfinite=skip).", message)
+                progress.skipped += 1
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             meter.stop()
 
             progress.step = step + 1
-            progress.loss_sum += loss
-            progress.loss_steps += 1
             last = progress.step == total
             due = partial(_due, progress.step, last)
             row = {}
             if due(options.log_every):
+                steps = progress.loss_steps
                 row = {
-                    "train/loss": progress.loss_sum / progress.loss_steps,
+                    "train/loss": progress.loss_sum / steps if steps else None,
                     "train/lr": lr,
                     "train/grad_norm": norm if math.isfinite(norm) else None,
                 }
+                if options.on_nonfinite == "skip":
+                    row["train/skipped"] = progress.skipped  # since the run began
                 progress.loss_sum, progress.loss_steps = 0.0, 0
             if due(eval_every):
                 row |= assess()
                 log.info("step %d of %d: %s", progress.step, total, _brief(row))
+                row |= details()  # neither in that line nor in best/*: many values
             if row:
                 record({"step": progress.step, **row})
                 times = meter.row(progress.step)
@@ -173,6 +189,8 @@ def fit(
                 text = f"{stop.name}: saved at step {progress.step} of {total} in {folder.path}; "
                 raise Interrupted(stop.signum, text + "the same command continues")
     best = {f"best/{key}": value for key, value in progress.best.items()}
+    if options.on_nonfinite == "skip":
+        best["skipped_steps"] = progress.skipped
     samples = total * options.batch_size
     timed = {**meter.summary(), "wall_s": meter.wall_s()}
     return {"steps": total, "samples_seen": samples, **best, **timed}
@@ -211,7 +229,7 @@ def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
-    return Progress(**{key: state[key] for key in vars(Progress())})
+    return Progress(**{key: state[key] for key in vars(Progress()) if key in state})
 
 
 class Selection:
@@ -227,11 +245,12 @@ class Selection:
         """Whether an evaluation beats the best one so far."""
         return not best or self.sign * (row[self.key] - best[self.key]) > 0
 
-    def sample(self, device: torch.device) -> Tensor:
-        """A few inputs of the split, for diagnostics."""
+    def sample(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a few samples of the split, for diagnostics."""
         dataset = self.data.evaluation(self.split)
         count = min(SEQUENCES, len(dataset))
-        return dataset.__getitems__([(0, i) for i in range(count)])[0].to(device)
+        batch = dataset.__getitems__([(0, i) for i in range(count)])
+        return to_device(batch[:2], device)
 
 
 def _due(step: int, last: bool, every: int) -> bool:
@@ -240,13 +259,3 @@ def _due(step: int, last: bool, every: int) -> bool:
 
 def _brief(row: dict[str, float]) -> str:
     return ", ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None)
-
-
-def _nonfinite(cfg: Config, step: int, loss: float, norm: float, size: int, folder) -> str:
-    batch = cfg.trainer.batch_size
-    keys = Order(size, cfg.seed).keys(step * batch, (step + 1) * batch)
-    return (
-        f"step {step + 1}: loss {loss}, gradient norm {norm}; nothing was updated. "
-        f"Training samples of the batch: {[index for _, index in keys]}. "
-        f"The last good checkpoint is in {folder.checkpoints}"
-    )

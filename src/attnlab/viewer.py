@@ -1,0 +1,182 @@
+"""What a trained model looks at: the attention maps of every layer and head, for a text or a test
+image.
+
+Shapes: L layers, H heads, N tokens (of an image: the class token, then its patches), S pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from attnlab.config import Config
+from attnlab.data.loader import build_data
+from attnlab.device import choose_device
+from attnlab.errors import BadInput
+from attnlab.generate import language_model
+from attnlab.masking import causal_mask
+from attnlab.report.naming import slug
+from attnlab.run import build, same_data
+from attnlab.training import checkpoint
+
+LONGEST = 200  # characters of a text in a message or a caption
+LONGEST_NAME = 60  # and in a file name
+Found = tuple[Path, Config]  # a run folder and its configuration
+
+
+@dataclass
+class View:
+    """The attention maps of one run, for one text or image.
+
+    weights: (L, H, N, N) for the L `layers`; rows are queries, columns keys. subject: what was
+    looked at, in words. tokens: those of a text. image: (S, S, 3) from 0 to 1; None for a text.
+    """
+
+    cfg: Config
+    layers: list[int]
+    weights: Tensor
+    subject: str
+    tokens: list[str]
+    image: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """Whose maps these are."""
+        return f"{self.cfg.model.name}, seed {self.cfg.seed}"
+
+    def mechanism(self, layer: int) -> str:
+        """That of one layer: only some may have the model's own."""
+        own = layer in self.cfg.model.applies(self.cfg.arch.layers)
+        return self.cfg.model.mechanism if own else "dot_product"
+
+
+def views(runs: list[Found], text: str | None, image: int | None, layers: str) -> list[View]:
+    """One view for each of one or two runs, from their best checkpoints.
+
+    layers: `all`, or numbers from 0 with commas between. Errors: `BadInput` for neither or both
+    of text and image, for runs that cannot show what is asked for, or not side by side.
+    """
+    if (text is None) == (image is None):
+        raise BadInput('text=, image=: give one of them, text="..." or image=<number>')
+    for other in runs[1:]:
+        _check_alike(runs[0], other)
+    for path, cfg in runs:
+        _check_kind(path, cfg, text)
+    chosen = [_layers(layers, *found) for found in runs]
+    if text is not None:
+        return [_text_view(*found, text, c) for found, c in zip(runs, chosen, strict=True)]
+    return [_image_view(*found, image, c) for found, c in zip(runs, chosen, strict=True)]
+
+
+def file_name(text: str | None, image: int | None, others: list[Config]) -> str:
+    """That of the picture. The same words always get the same one."""
+    name = f"image_{image}" if text is None else slug(text)[:LONGEST_NAME].strip("_") or "text"
+    return "_".join((name, *(f"{cfg.model.name}_seed{cfg.seed}" for cfg in others))) + ".png"
+
+
+def _check_alike(first: Found, second: Found) -> None:
+    """Errors: `BadInput` saying in what two runs differ that must agree, to be side by side."""
+    (path, ours), (other, theirs) = first, second
+    keys = [("arch.body", ours.arch.body, theirs.arch.body)]
+    if ours.data.kind == theirs.data.kind == "image":
+        keys.append(("data.name", ours.data.name, theirs.data.name))
+        keys.append(("data.image_size", ours.data.image_size, theirs.data.image_size))
+    for key, mine, its in keys:
+        if mine != its:
+            raise BadInput(f"other={other}: {key} is {its}, but {mine} in run={path}")
+    files = [folder / "tokenizer.json" for folder in (path, other)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() != files[1].read_bytes():
+        raise BadInput(f"other={other}: its tokenizer.json is not the one of run={path}")
+
+
+def _check_kind(path: Path, cfg: Config, text: str | None) -> None:
+    """Errors: `BadInput` if a run reads neither texts nor images, or not what is given."""
+    kind = cfg.data.kind
+    readable = kind == "image" or (kind == "text" and (path / "tokenizer.json").is_file())
+    if not readable:
+        raise BadInput(
+            f"{path}: data={cfg.data.name} is neither images nor text with a tokenizer.json; "
+            "nothing else can be shown"
+        )
+    if kind == "image" and text is not None:
+        raise BadInput(f"text={_short(text)}: {path} reads images; give image=<number>")
+    if kind == "text" and text is None:
+        raise BadInput(f'image=: {path} reads text; give text="..."')
+
+
+def _layers(said: str, path: Path, cfg: Config) -> list[int]:
+    depth = cfg.arch.layers
+    if said == "all":
+        return list(range(depth))
+    words = [word.strip() for word in said.split(",")]
+    if not all(word.isdecimal() and int(word) < depth for word in words):
+        raise BadInput(
+            f"layers={said}: must be all, or some of 0 to {depth - 1} as in 0,1 ({path})"
+        )
+    return sorted(set(map(int, words)))
+
+
+def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
+    device = choose_device(cfg)
+    tokenizer, model = language_model(cfg, path, device)
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    most = cfg.data.sequence_length
+    if not 1 <= len(ids) <= most:
+        raise BadInput(
+            f"text={_short(text)}: is {len(ids)} tokens; must be from 1 to "
+            f"data.sequence_length={most} of {path}"
+        )
+    weights = maps(model, torch.tensor(ids, device=device)[None], layers)
+    return View(cfg, layers, weights, f'"{_short(text)}"', [_label(tokenizer, i) for i in ids])
+
+
+def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
+    device, data = choose_device(cfg), build_data(cfg)
+    images = data.evaluation("test")
+    if not 0 <= index < len(images):
+        raise BadInput(
+            f"image={index}: must be from 0 to {len(images) - 1} (data={cfg.data.name})"
+        )
+    best = checkpoint.load_best(path / "checkpoints")
+    same_data(best, data, path)
+    model = build(cfg, data).to(device).eval()
+    model.load_state_dict(best["model"])
+    pixels, label = images.__getitems__([(0, index)])
+    weights = maps(model, pixels.to(device), layers)
+    subject = f"test image {index} of {cfg.data.name} (class {int(label)})"
+    return View(cfg, layers, weights, subject, [], (pixels[0].permute(1, 2, 0) + 1) / 2)
+
+
+@torch.no_grad()
+def maps(model: nn.Module, inputs: Tensor, layers: list[int]) -> Tensor:
+    """(L, H, N, N) on the CPU: the matrices by which `layers`, in ascending order, mix values.
+
+    inputs: a batch of one, as the model takes it.
+    """
+    found: list[Tensor] = []
+
+    def collect(mechanism, args, kwargs):
+        q, k, _ = args
+        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if kwargs["causal"] else None
+        found.append(mechanism.weights(q, k, visible)[0].cpu())
+
+    mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
+    hooks = [m.register_forward_pre_hook(collect, with_kwargs=True) for m in mechanisms]
+    try:
+        model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(found)
+
+
+def _label(tokenizer, token: int) -> str:
+    """A token as a reader would write it; decoded, as byte-level ones are not readable else."""
+    decoded = tokenizer.decode([token], skip_special_tokens=False).strip()
+    return decoded or tokenizer.id_to_token(token)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -1,0 +1,274 @@
+"""Diagnostics: values worked out by hand, what they must not disturb, and the report on them."""
+
+import json
+import math
+import xml.etree.ElementTree as ET
+from statistics import fmean, stdev
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import MODELS, config, metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_report import Page
+from test_resume import same_state
+
+from attnlab.data.loader import build_data
+from attnlab.diagnostics import diagnostics, means, of_tokens, of_weights
+from attnlab.models.attention import build_attention
+from attnlab.report.render import report
+from attnlab.run import build, run
+from attnlab.training import checkpoint, trainer
+from attnlab.training.trainer import Selection, training_loss
+
+PLACES = ("input", "0", "1")
+KEYS = {
+    *(f"representation/{p}/{n}" for p in PLACES for n in ("rank_one_residual", "cosine")),
+    *(f"attention/{i}/{n}" for i in (0, 1) for n in ("entropy", "negative_mass", "row_sum")),
+    *(f"gradient/{i}/query" for i in (0, 1)),
+}
+
+
+def smoke(cache, *overrides):
+    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_equal_weights_have_the_logarithm_of_the_visible_keys_as_entropy(n):
+    seen = torch.ones(n, n).tril()
+    found = of_weights(-2 * seen / seen.sum(-1, keepdim=True))
+    expected = torch.tensor([math.log(i + 1) for i in range(n)])
+    torch.testing.assert_close(found["entropy"], expected)
+    assert found["negative_mass"].tolist() == [1] * n
+    torch.testing.assert_close(found["row_sum"], torch.full((n,), -2.0))
+
+
+def test_one_key_alone_has_no_entropy_and_a_row_of_zeros_counts_nowhere():
+    found = of_weights(torch.tensor([[0.0, 0.7, 0.0], [0.0, 0.0, 0.0]]))
+    kept = means({name: [values] for name, values in found.items()})
+    assert kept == pytest.approx({"entropy": 0, "negative_mass": 0, "row_sum": 0.35})
+
+
+def mechanism(model: str, *overrides: str):
+    cfg = config("scale=smoke", f"model={model}", *overrides)
+    return build_attention(cfg.model, cfg.arch)
+
+
+def test_negative_mass_of_cog_by_hand():
+    """Scores 3 log 2 and -log 2: weights 4/5 and -1/5."""
+    q, k = torch.ones(1, 1, 1, 1), torch.tensor([3.0, -1.0]).mul(math.log(2)).view(1, 1, 2, 1)
+    found = of_weights(mechanism("cog").weights(q, k, None))
+    assert found["negative_mass"].item() == pytest.approx(0.2)
+    assert found["row_sum"].item() == pytest.approx(0.6)
+    entropy = 0.8 * math.log(5 / 4) + 0.2 * math.log(5)
+    assert found["entropy"].item() == pytest.approx(entropy)
+
+
+def test_row_sums_are_one_and_those_of_dagpam_are_what_its_lambdas_say():
+    q, k = torch.randn(2, 2, 2, 9, 16)
+    found = of_weights(mechanism("dot_product").weights(q, k, None))
+    torch.testing.assert_close(found["row_sum"], torch.ones(2, 2, 9))
+    assert not found["negative_mass"].any()
+    dual = mechanism("dagpam", "model.lambda_plus=0.7", "model.lambda_minus=0.2")
+    with torch.no_grad():
+        found = of_weights(dual.weights(q, k, None))
+    torch.testing.assert_close(found["row_sum"], torch.full((2, 2, 9), 1.5))
+
+
+def test_equal_and_orthogonal_tokens():
+    same = of_tokens(torch.randn(3, 1, 8).expand(3, 5, 8))
+    torch.testing.assert_close(same["rank_one_residual"], torch.zeros(3).double())
+    torch.testing.assert_close(same["cosine"], torch.ones(3).double())
+    apart = of_tokens(7 * torch.eye(4)[None])
+    assert apart["rank_one_residual"].item() == pytest.approx(math.sqrt(3 / 4))
+    assert apart["cosine"].item() == pytest.approx(0, abs=1e-12)
+    assert of_tokens(torch.tensor([[[1.0], [-2.0]]]))["cosine"].item() == pytest.approx(-1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 10**6))
+def test_measures_of_tokens_against_their_definitions(n, width, seed):
+    """The mean is the best rank-one fit 1 x^T; every pair of different tokens counts once."""
+    x, other = torch.randn(
+        2, n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    x += 1
+    found = {name: value.item() for name, value in of_tokens(x[None]).items()}
+    best = torch.linalg.lstsq(torch.ones(n, 1).double(), x).solution
+    assert found["rank_one_residual"] == pytest.approx(((x - best).norm() / x.norm()).item())
+    assert found["rank_one_residual"] <= ((x - other[:1]).norm() / x.norm()).item()
+    pairs = [F.cosine_similarity(x[i], x[j], 0).item() for i in range(n) for j in range(i)]
+    assert found["cosine"] == pytest.approx(fmean(pairs), abs=1e-9)
+
+
+def test_tokens_of_norm_zero_and_single_tokens_are_left_out():
+    x = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]])
+    assert of_tokens(x)["cosine"].item() == pytest.approx(math.sqrt(0.5))
+    for tokens, known in ((torch.ones(1, 1, 2), {"rank_one_residual": 0}), (0 * x, {})):
+        found = of_tokens(tokens)
+        assert means({name: [values] for name, values in found.items()}) == known
+
+
+@pytest.mark.parametrize(
+    "data",
+    [["data=pydocs"], ["data=digits"], ["data=nt", "data.ladder=[[2,3],[16,9]]"]],
+    ids=["pydocs", "digits", "nt"],  # samples of nt differ in their number of targets
+)
+def test_gradients_are_those_of_the_training_loss_and_nothing_is_disturbed(data, cache):
+    cfg = smoke(cache, *data, "model=dagpam", "arch.dropout=0.1")
+    built = build_data(cfg)
+    model = build(cfg, built)
+    inputs, targets = Selection(cfg, built).sample(torch.device("cpu"))
+    assert len(inputs) == 4
+    training_loss(model.eval()(inputs), targets).backward()
+    width = cfg.arch.width
+    expected = {
+        f"gradient/{i}/query": block.attention.qkv.weight.grad[:width].norm().item()
+        for i, block in enumerate(model.blocks)
+    }
+    model.train()
+    before = [p.grad.clone() for p in model.parameters()]
+    random = torch.get_rng_state()
+    found = diagnostics(model, inputs, targets, training_loss)
+    assert found.keys() == KEYS
+    tokens = len(model.positions.table)
+    most = math.lgamma(tokens + 1) / tokens  # mean of log 1, ..., log tokens: a causal mask's
+    assert (found["attention/1/entropy"] < most) == (cfg.arch.body == "lm")
+    assert {k: v for k, v in found.items() if k in expected} == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(torch.get_rng_state(), random) and all(
+        module.training for module in model.modules()
+    )
+    assert all(map(torch.equal, before, (p.grad for p in model.parameters())))
+    assert found == diagnostics(model, inputs, targets, training_loss)
+    with pytest.raises(IndexError):  # a failure leaves no hook and no eval mode behind
+        diagnostics(model, inputs, torch.full_like(targets, 10**6), training_loss)
+    hooked = [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert model.training and not hooked
+
+
+def test_a_single_token_and_weights_of_another_kind_stay_finite(cache):
+    cfg = smoke(cache, "data.sequence_length=1", "data.eval_stride=1", "model=cog")
+    built = build_data(cfg)
+    sample = Selection(cfg, built).sample(torch.device("cpu"))
+    found = diagnostics(build(cfg, built), *sample, training_loss)
+    assert found.keys() == {key for key in KEYS if not key.endswith("cosine")}
+    assert all(map(math.isfinite, found.values())) and found["attention/1/entropy"] == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
+    cfg = smoke(cache, "data=nt", f"model={model}", "arch.dropout=0.1")
+    assert not cfg.trainer.diagnostics
+    run(cfg, tmp_path / "off")
+    cfg.trainer.diagnostics = True
+    run(cfg, tmp_path / "on")
+    off, on = metrics(tmp_path / "off"), metrics(tmp_path / "on")
+    assert not any(KEYS & row.keys() for row in off)
+    evaluated = [row for row in on if "val/loss" in row or row["step"] == 0]
+    assert [row["step"] for row in evaluated] == [0, 2, 4]
+    for row in evaluated:
+        assert row.keys() >= KEYS and all(math.isfinite(row[key]) for key in KEYS)
+        assert 0 < row["attention/0/entropy"] < math.lgamma(17) / 16
+    bare = [{key: value for key, value in row.items() if key not in KEYS} for row in on]
+    assert [row for row in bare if row != {"step": 0}] == off
+    for file in ("last.pt", "best.pt"):
+        one, two = (checkpoint.load(tmp_path / n / "checkpoints" / file) for n in ("off", "on"))
+        assert same_state(one, two)
+
+
+def test_a_run_that_broke_off_twice_has_the_same_rows(cache, tmp_path, monkeypatch):
+    cfg = smoke(
+        *(cache, "data=nt", "model=dagpam", "arch.dropout=0.1", "trainer.max_steps=12"),
+        *("trainer.eval_every=3", "trainer.save_every=4", "trainer.diagnostics=true"),
+    )
+    run(cfg, tmp_path / "whole")
+    rate = trainer.learning_rate
+    for stop in (2, 10):  # before the first checkpoint, and two evaluations after the last
+
+        def failing(step, *rest, stop=stop):
+            if step == stop:
+                raise RuntimeError("broken off")
+            return rate(step, *rest)
+
+        monkeypatch.setattr(trainer, "learning_rate", failing)
+        with pytest.raises(RuntimeError, match="broken off"):
+            run(cfg, tmp_path / "broken")
+    monkeypatch.setattr(trainer, "learning_rate", rate)
+    run(cfg, tmp_path / "broken")
+    whole, broken = (tmp_path / name / "metrics.jsonl" for name in ("whole", "broken"))
+    assert whole.read_bytes() == broken.read_bytes()
+    assert sum("gradient/0/query" in row for row in metrics(tmp_path / "whole")) == 5
+
+
+def test_the_experiment_is_deep_and_narrow_and_measures_what_it_is_for():
+    cfg = config("experiment=rank_collapse")
+    assert cfg.arch.layers >= 15 and cfg.arch.width <= 64 and cfg.trainer.diagnostics
+
+
+@pytest.fixture(scope="module")
+def runs(cache, tmp_path_factory):
+    """Two seeds of two arms with diagnostics: their folder with a report, and the rows of the last
+    evaluations.
+    """
+    root, last = tmp_path_factory.mktemp("diagnosed"), {}
+    for model in ("dot_product", "dagpam"):
+        cfg = smoke(cache, "data=digits", f"model={model}", "trainer.diagnostics=true")
+        for seed in (0, 1):
+            cfg.seed = seed
+            run(cfg, root / f"{model}{seed}")
+            rows = [row for row in metrics(root / f"{model}{seed}") if row.keys() >= KEYS]
+            last.setdefault(model, []).append(rows[-1])
+    report(root, root / "report")
+    return root, last
+
+
+def test_report_draws_what_depth_does(runs):
+    root, last = runs
+    (picture,) = (root / "report" / "figures").glob("depth_*.svg")
+    assert ET.parse(picture).getroot().tag.endswith("svg")
+    residual, cosine, gradient, entropy = Page(root / "report" / "index.html").plots[1:]
+    dot = {trace["name"]: trace for trace in residual["data"] if trace.get("name")}
+    assert dot.keys() == {f"{arm}, {what}" for arm in last for what in ("mean of 2", "step 0")}
+    mean = dot["dagpam, mean of 2"]
+    keys = [f"representation/{place}/rank_one_residual" for place in PLACES]
+    expected = [fmean(row[key] for row in last["dagpam"]) for key in keys]
+    assert mean["x"] == [-1, 0, 1] and mean["y"] == pytest.approx(expected)
+    assert dot["dagpam, step 0"]["y"] != mean["y"]
+    bands = [trace for trace in residual["data"] if trace.get("fill") == "toself"]
+    spread = 12.706 * stdev(row[keys[0]] for row in last["dagpam"]) / math.sqrt(2)
+    assert bands[1]["y"][0] == pytest.approx(expected[0] + spread, rel=1e-3)
+    assert cosine["data"][1]["x"] == [-1, 0, 1] and entropy["data"][1]["x"] == [0, 1]
+    assert gradient["layout"]["yaxis"]["type"] == "log"
+    norms = [row["gradient/1/query"] for row in last["dot_product"]]
+    assert gradient["data"][1]["y"][1] == pytest.approx(math.sqrt(math.prod(norms)))
+
+
+def test_report_tells_what_depth_does(runs):
+    root, last = runs
+    text = (root / "report" / "report.md").read_text()
+    lines = text[text.index("### Over depth") :].splitlines()
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    assert rows[0] == ["quantity", "model", "layer 0", "layer 1", "n"]
+    found = {tuple(row[:2]): row[2:] for row in rows[2:14]}
+    assert len(found) == 12 and found["row sum of weights", "dot_product"][0].startswith("1 [")
+    mass = [row["attention/1/negative_mass"] for row in last["dagpam"]]
+    cell, n = found["share of negative weights", "dagpam"][1:]
+    assert cell.startswith(f"{fmean(mass):.3g} [") and n == "2" and fmean(mass) > 0
+    assert "<h3>Over depth</h3>" in (root / "report" / "index.html").read_text()
+
+
+def test_report_without_negative_weights_or_diagnostics_says_nothing_of_them(runs, tmp_path):
+    root, _ = runs
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "env.json", "result.json", "metrics.jsonl"):
+        (folder / name).write_text((root / "dot_product0" / name).read_text())
+    report(tmp_path / "runs", tmp_path / "with")
+    text = (tmp_path / "with" / "report.md").read_text()
+    assert "rank-one residual" in text and "negative weights" not in text
+    rows = [{k: v for k, v in row.items() if k not in KEYS} for row in metrics(folder)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report(tmp_path / "runs", tmp_path / "without")
+    assert "depth" not in (tmp_path / "without" / "report.md").read_text()
+    assert not list((tmp_path / "without" / "figures").glob("depth*"))
