@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.config import Text
-from attnlab.data.cache import array, cached, digest, file_digest, fingerprint
+from attnlab.data.cache import array, cached, digest, fingerprint
 from attnlab.data.rows import Rows
+from attnlab.data.tokenizer import choose_tokenizer
 from attnlab.errors import BadInput
-from attnlab.net import prepare_hub
 
 SPLITS = ("train", "validation", "test")
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ENCODE_ROWS = 10_000  # rows tokenised at a time, so that WikiText-103 fits in memory
 
 
@@ -139,7 +138,7 @@ def build_text(data: Text, cache: Path) -> TextData:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     source = PyDocs() if data.path is None else Rows(data, ["text"], list(SPLITS), cache)
-    tokenizer_key, make_tokenizer = _tokenizer(data, source)
+    tokenizer_key, make_tokenizer = choose_tokenizer(data, source)
     key = {"content": source.fingerprint, "tokenizer": tokenizer_key}
     folder = cached(cache, data.name, key, lambda: _tokenise(source, make_tokenizer()))
     tokens = {split: array(folder, split) for split in SPLITS}
@@ -159,64 +158,6 @@ def build_text(data: Text, cache: Path) -> TextData:
         block=data.sequence_length,
         stride=data.eval_stride,
     )
-
-
-def _tokenizer(data: Text, source):
-    """What identifies the tokenizer, and a function that makes it."""
-    from tokenizers import Tokenizer
-
-    name = data.tokenizer
-    if name == "train":
-        return f"train {data.vocab_size}", lambda: _train_wordpiece(source, data.vocab_size)
-    path = Path(name).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise BadInput(f"data.tokenizer={name}: not a tokenizer.json: {error}") from None
-        return file_digest(path), lambda: tokenizer
-    if name.startswith((".", "/", "~")) or name.endswith(".json"):
-        raise BadInput(f"data.tokenizer={name}: no such file")
-    prepare_hub()
-    try:
-        tokenizer = Tokenizer.from_pretrained(name)
-    except Exception as error:  # the hub's errors share no base class
-        raise BadInput(
-            f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
-            "without a network: data.tokenizer=train or a tokenizer.json, and data.path=<folder>"
-        ) from None
-    return digest(tokenizer.to_str().encode()), lambda: tokenizer
-
-
-def _train_wordpiece(source, vocab_size: int):
-    """A cased WordPiece as BERT's, trained on the training split; the same one every time.
-
-    The library's trainer numbers the continuing characters (##a) in an order that differs from
-    process to process, and breaks ties by number. So it runs twice: once to learn which there are,
-    once with their order given.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    def bare(model):
-        tokenizer = Tokenizer(model)
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return tokenizer
-
-    def trained_vocab(first: list[str]) -> dict[str, int]:
-        tokenizer = bare(models.WordPiece(unk_token="[UNK]"))
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=first, show_progress=False
-        )
-        rows = ((r or "").replace("<unk>", " ") for r in source["train"]["text"])
-        tokenizer.train_from_iterator(rows, trainer)
-        return tokenizer.get_vocab()
-
-    continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
-    tokenizer = bare(models.WordPiece(trained_vocab(SPECIAL + continuing), unk_token="[UNK]"))
-    tokenizer.add_special_tokens(SPECIAL)
-    return tokenizer
 
 
 def _tokenise(source, tokenizer) -> dict:

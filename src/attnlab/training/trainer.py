@@ -20,16 +20,17 @@ from tqdm import tqdm
 
 from attnlab.config import Config
 from attnlab.data.loader import Data, train_loader
-from attnlab.diagnostics import SEQUENCES, dead_scorers, diagnostics, warn_if_dead
+from attnlab.diagnostics import dead_scorers, diagnostics, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.folder import Ledger, RunFolder, write_atomic
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
-from attnlab.training.evaluate import PREFIX, evaluate, to_device
+from attnlab.training.evaluate import evaluate, to_device
 from attnlab.training.faults import nonfinite
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.selection import Selection
 from attnlab.training.signals import stop_signals
 
 log = logging.getLogger(__name__)
@@ -230,27 +231,6 @@ def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
     optimizer.load_state_dict(state["optimizer"])
     scaler.load_state_dict(state["scaler"])
     return Progress(**{key: state[key] for key in vars(Progress()) if key in state})
-
-
-class Selection:
-    """On which split and by which metric the best checkpoint is chosen."""
-
-    def __init__(self, cfg: Config, data: Data):
-        self.data = data
-        self.split = cfg.trainer.select_on
-        name, self.sign = data.criterion(self.split)
-        self.key = f"{PREFIX[self.split]}/{name}"
-
-    def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
-        """Whether an evaluation beats the best one so far."""
-        return not best or self.sign * (row[self.key] - best[self.key]) > 0
-
-    def sample(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a few samples of the split, for diagnostics."""
-        dataset = self.data.evaluation(self.split)
-        count = min(SEQUENCES, len(dataset))
-        batch = dataset.__getitems__([(0, i) for i in range(count)])
-        return to_device(batch[:2], device)
 
 
 def _due(step: int, last: bool, every: int) -> bool:

@@ -1,0 +1,71 @@
+"""Tokenizers: from the hub, from a file, or a WordPiece trained on the training split."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attnlab.config import Text
+from attnlab.data.cache import digest, file_digest
+from attnlab.errors import BadInput
+from attnlab.net import prepare_hub
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
+    """What identifies data.tokenizer, and a function that makes it; `train` needs the source's
+    training split. Errors: `BadInput` if it cannot be had.
+    """
+    from tokenizers import Tokenizer
+
+    name = data.tokenizer
+    if name == "train":
+        return f"train {data.vocab_size}", lambda: _train_wordpiece(source, data.vocab_size)
+    path = Path(name).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise BadInput(f"data.tokenizer={name}: not a tokenizer.json: {error}") from None
+        return file_digest(path), lambda: tokenizer
+    if name.startswith((".", "/", "~")) or name.endswith(".json"):
+        raise BadInput(f"data.tokenizer={name}: no such file")
+    prepare_hub()
+    try:
+        tokenizer = Tokenizer.from_pretrained(name)
+    except Exception as error:  # the hub's errors share no base class
+        raise BadInput(
+            f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
+            "without a network: data.tokenizer=train or a tokenizer.json, and data.path=<folder>"
+        ) from None
+    return digest(tokenizer.to_str().encode()), lambda: tokenizer
+
+
+def _train_wordpiece(source, vocab_size: int):
+    """A cased WordPiece as BERT's, trained on the training split; the same one every time.
+
+    The library's trainer numbers the continuing characters (##a) in an order that differs from
+    process to process, and breaks ties by number. So it runs twice: once to learn which there are,
+    once with their order given.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    def bare(model):
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+
+    def trained_vocab(first: list[str]) -> dict[str, int]:
+        tokenizer = bare(models.WordPiece(unk_token="[UNK]"))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size, special_tokens=first, show_progress=False
+        )
+        rows = ((r or "").replace("<unk>", " ") for r in source["train"]["text"])
+        tokenizer.train_from_iterator(rows, trainer)
+        return tokenizer.get_vocab()
+
+    continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
+    tokenizer = bare(models.WordPiece(trained_vocab(SPECIAL + continuing), unk_token="[UNK]"))
+    tokenizer.add_special_tokens(SPECIAL)
+    return tokenizer

@@ -1,0 +1,30 @@
+"""Which checkpoint of a run is its best."""
+
+import torch
+from torch import Tensor
+
+from attnlab.config import Config
+from attnlab.data.loader import Data
+from attnlab.diagnostics import SEQUENCES
+from attnlab.training.evaluate import PREFIX, to_device
+
+
+class Selection:
+    """On which split and by which metric the best checkpoint is chosen."""
+
+    def __init__(self, cfg: Config, data: Data):
+        self.data = data
+        self.split = cfg.trainer.select_on
+        name, self.sign = data.criterion(self.split)
+        self.key = f"{PREFIX[self.split]}/{name}"
+
+    def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
+        """Whether an evaluation beats the best one so far."""
+        return not best or self.sign * (row[self.key] - best[self.key]) > 0
+
+    def sample(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a few samples of the split, for diagnostics."""
+        dataset = self.data.evaluation(self.split)
+        count = min(SEQUENCES, len(dataset))
+        batch = dataset.__getitems__([(0, i) for i in range(count)])
+        return to_device(batch[:2], device)
