@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, config, metrics
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -117,4 +116,4 @@ def test_memory_that_ends_names_the_keys_that_need_less(train, tmp_path):
     assert code == 5 and "Traceback" not in err
     assert "out of cpu memory, peak" in err and "trainer.micro_batch_size=4" in err
     assert "Nothing was saved yet" in err
-    assert torch.cuda.is_available() or (tmp_path / "run" / "failed.txt").is_file()
+    assert (tmp_path / "run" / "failed.txt").is_file()

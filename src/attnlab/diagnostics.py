@@ -110,7 +110,7 @@ def _constant_rows(scores: Tensor, causal: bool) -> Tensor:
     """One boolean for each row of scores (B, H, N, N) that sees at least two keys."""
     low, high = scores.float(), scores.float()
     if causal:
-        hidden = torch.ones(scores.shape[-2:], device=scores.device).triu(1).bool()
+        hidden = ~causal_mask(*scores.shape[-2:], scores.device)
         low, high = low.masked_fill(hidden, torch.inf), high.masked_fill(hidden, -torch.inf)
         low, high = low[..., 1:, :], high[..., 1:, :]  # the first query sees one key
     low, high = low.amin(-1), high.amax(-1)
@@ -151,8 +151,7 @@ def diagnostics(
 
 def of_attention(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     """`of_weights` of the mechanism's own weights for queries and keys (B, H, N, D)."""
-    visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if attention.causal else None
-    return of_weights(attention.mechanism.weights(q, k, visible))
+    return of_weights(attention.mechanism.mixing(q, k, causal=attention.causal))
 
 
 def of_weights(weights: Tensor) -> Measured:

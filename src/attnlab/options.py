@@ -1,7 +1,7 @@
 """The model section of the configuration: one class for each mechanism that has options."""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -111,15 +111,18 @@ class Dagpam(Mechanism):
     per_head: bool
 
 
+WithSection = DotProduct | Neural | Additive | Expressive | Dagpam
+
+
+def _named(section: type[Mechanism]) -> str:
+    return get_args(section.model_fields["mechanism"].annotation)[0]
+
+
 class Plain(Mechanism):
     """Every mechanism of ATTENTION without a section of its own."""
 
-    mechanism: Literal[
-        *sorted(ATTENTION.keys() - {"dot_product", "neural", "additive", "expressive", "dagpam"})
-    ]
+    mechanism: Literal[*sorted(ATTENTION.keys() - set(map(_named, get_args(WithSection))))]
     layers: Layers
 
 
-Model = Annotated[
-    DotProduct | Neural | Additive | Expressive | Dagpam | Plain, Field(discriminator="mechanism")
-]
+Model = Annotated[WithSection | Plain, Field(discriminator="mechanism")]

@@ -15,7 +15,6 @@ from attnlab.data.loader import build_data
 from attnlab.device import choose_device
 from attnlab.errors import BadInput
 from attnlab.generate import language_model
-from attnlab.masking import causal_mask
 from attnlab.report.naming import slug
 from attnlab.run import build, same_data
 from attnlab.training import checkpoint
@@ -158,8 +157,7 @@ def maps(model: nn.Module, inputs: Tensor, layers: list[int]) -> Tensor:
 
     def collect(mechanism, args, kwargs):
         q, k, _ = args
-        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if kwargs["causal"] else None
-        found.append(mechanism.weights(q, k, visible)[0].cpu())
+        found.append(mechanism.mixing(q, k, **kwargs)[0].cpu())
 
     mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
     hooks = [m.register_forward_pre_hook(collect, with_kwargs=True) for m in mechanisms]

@@ -5,6 +5,7 @@ head width, P = d' projected width.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from attnlab.masking import causal_mask
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """The part in which the arms of a comparison differ; projections to Q, K, V and back belong
     to the block.
 
@@ -22,6 +23,7 @@ class Attention(nn.Module):
     def __init__(self, options, arch):
         super().__init__()
 
+    @abstractmethod
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """The matrix that mixes the values, in the form of the paper's equation.
 
@@ -29,16 +31,18 @@ class Attention(nn.Module):
         broadcasts to (B, H, N, M), None for all. Returns (B, H, N, M) in float32 or better, 0
         where a key is not seen.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not define weights")
+
+    def mixing(self, q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
+        """`weights` where, if causal, query i sees key j <= i + M - N, and else every key."""
+        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+        return self.weights(q, k, visible)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """Mix values by attention weights; a subclass may do so by a faster way.
 
-        q (B, H, N, D), k, v (B, H, M, D). causal: query i sees key j <= i + M - N. Returns
-        (B, H, N, D).
+        q (B, H, N, D), k, v (B, H, M, D). causal: as `mixing`. Returns (B, H, N, D).
         """
-        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-        return self.weights(q, k, visible).to(v.dtype) @ v
+        return self.mixing(q, k, causal=causal).to(v.dtype) @ v
 
 
 class HeadLinear(nn.Module):
