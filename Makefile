@@ -24,7 +24,7 @@ ABLATIONS := $(basename $(notdir $(filter-out %seeds.yaml,$(wildcard configs/exp
 REPRODUCE := $(addprefix reproduce-,table1 table3 table4 figure1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report
+.PHONY: help setup demo test chaos lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -52,6 +52,11 @@ smoke: setup  ## every model on every embedded data set, a few steps each
 
 test: setup  ## all tests
 	$(PY) -m pytest
+
+chaos: setup  ## runs killed 60 times, 2,000 random overrides, 20,000 steps: the long form of what test does (20 minutes on 2 cores)
+	ATTNLAB_KILLS=12 $(PY) -m pytest -n 0 -s tests/test_chaos.py
+	ATTNLAB_STEPS=20000 $(PY) -m pytest -n 0 -s tests/test_endurance.py
+	ATTNLAB_FUZZ=2000 $(PY) -m pytest -n 0 -s tests/test_fuzz.py
 
 lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .

@@ -22,6 +22,7 @@ import torch
 from attnlab import cli
 from attnlab.config import Config
 from attnlab.kernels.cpp_backend import cache_folder
+from attnlab.training import checkpoint
 from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,16 +48,27 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start(tmp_path, cache):
-    """Start train.py as a process in an empty folder; returns its Popen."""
+    """Start train.py in an empty folder, as one process or as several by torchrun; returns a
+    Popen.
+    """
 
-    def popen(*overrides: str, script: str = "train.py", **env: str) -> subprocess.Popen:
+    def popen(
+        *overrides: str, script: str = "train.py", processes: int = 1, **env: str
+    ) -> subprocess.Popen:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         fixed = [f"runtime.cache={cache}"] if script == "train.py" else []
         if fixed and not any(o.startswith("logger=") for o in overrides):
             fixed.append("logger=none")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
         kept["ATTNLAB_KERNELS"] = str(cache_folder())
         return subprocess.Popen(
-            [sys.executable, str(ROOT / script), *overrides, *fixed],
+            [
+                sys.executable,
+                *(torchrun if processes > 1 else []),
+                str(ROOT / script),
+                *overrides,
+                *fixed,
+            ],
             cwd=tmp_path,
             env={**kept, "HOME": str(tmp_path), **env},
             stdout=subprocess.PIPE,
@@ -73,7 +85,7 @@ def start(tmp_path, cache):
 def train(start):
     """Run train.py to its end; returns (exit code, stdout, stderr)."""
 
-    def run(*overrides: str, **options: str) -> tuple[int, str, str]:
+    def run(*overrides: str, **options) -> tuple[int, str, str]:
         process = start(*overrides, **options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err
@@ -83,6 +95,44 @@ def train(start):
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def rows_written(folder: Path) -> int:
+    """Whole lines of a run's metrics.jsonl."""
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.is_file() else 0
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def newest(folder: Path) -> Path:
+    """A run's newest checkpoint."""
+    return max((folder / "checkpoints").glob("step_*.pt"))
+
+
+def same_run(one: Path, other: Path) -> bool:
+    """Whether two runs' metrics.jsonl, last weights and best weights are equal bit for bit."""
+    ledgers = [folder / "metrics.jsonl" for folder in (one, other)]
+    checkpoints = [[newest(f), f / "checkpoints" / "best.pt"] for f in (one, other)]
+    return ledgers[0].read_bytes() == ledgers[1].read_bytes() and all(
+        same_state(checkpoint.load(a), checkpoint.load(b))
+        for a, b in zip(*checkpoints, strict=True)
+    )
+
+
+def same_state(one, other) -> bool:
+    """Equal to the last bit, through all nested containers."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_state(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same_state, one, other))
+    return one == other
 
 
 @pytest.fixture(scope="session")

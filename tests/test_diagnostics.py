@@ -8,11 +8,10 @@ from statistics import fmean, stdev
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, config, metrics
+from conftest import MODELS, config, metrics, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Page
-from test_resume import same_state
 
 from attnlab.data.loader import build_data
 from attnlab.diagnostics import diagnostics, means, of_tokens, of_weights
@@ -172,7 +171,7 @@ def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
         assert 0 < row["attention/0/entropy"] < math.lgamma(17) / 16
     bare = [{key: value for key, value in row.items() if key not in KEYS} for row in on]
     assert [row for row in bare if row != {"step": 0}] == off
-    for file in ("last.pt", "best.pt"):
+    for file in ("step_000000004.pt", "best.pt"):
         one, two = (checkpoint.load(tmp_path / n / "checkpoints" / file) for n in ("off", "on"))
         assert same_state(one, two)
 

@@ -2,14 +2,18 @@
 
 import json
 import math
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import ROOT, config, metrics
+from conftest import ROOT, children, config, metrics, newest, rows_written
 from torch.nn.modules.module import register_module_forward_hook
 
+from attnlab.config import ADDED
 from attnlab.errors import NonFinite
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
@@ -18,16 +22,16 @@ from attnlab.training import checkpoint
 
 @pytest.fixture
 def broken_step():
-    """Make the logits of one training step NaN: call it with the step's number."""
+    """Do something to the logits of one training step, by default make them NaN."""
     handles = []
 
-    def breaks(at: int) -> None:
+    def breaks(at: int, how=lambda logits: logits * math.nan) -> None:
         steps = [0]
 
         def hook(module, args, output):
             if isinstance(module, Transformer) and module.training:
                 steps[0] += 1
-                return output * math.nan if steps[0] == at else None
+                return how(output) if steps[0] == at else None
 
         handles.append(register_module_forward_hook(hook))
 
@@ -47,7 +51,24 @@ def test_stops_before_an_update_with_a_loss_that_is_not_finite(cache, tmp_path, 
         run(smoke(cache), tmp_path)
     assert "NonFinite" in (tmp_path / "failed.txt").read_text()
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
-    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["step"] == 2
+    assert checkpoint.load(newest(tmp_path))["step"] == 2
+
+
+def test_stops_before_an_update_with_a_gradient_that_is_not_finite(cache, tmp_path, broken_step):
+    def steep(logits):
+        logits.register_hook(lambda gradient: gradient * math.inf)
+
+    broken_step(3, steep)
+    with pytest.raises(NonFinite, match=r"step 3: loss \d+\.\d+, gradient norm (inf|nan);"):
+        run(smoke(cache), tmp_path)
+    assert checkpoint.load(newest(tmp_path))["step"] == 2
+
+
+def test_says_whose_loss_is_far_above_the_usual(cache, tmp_path, broken_step, caplog):
+    broken_step(3, lambda logits: logits * 1e4)
+    assert run(smoke(cache), tmp_path)["status"] == "finished"
+    said = [r.message for r in caplog.records if "times the usual" in r.message]
+    assert len(said) == 1 and "step 3: loss" in said[0] and "samples of the batch: [" in said[0]
 
 
 def test_layer_of_the_first_value_that_is_not_finite(cache, tmp_path):
@@ -64,30 +85,82 @@ def test_skips_what_is_not_finite_and_counts_it(cache, tmp_path, broken_step, ca
     rows = [row for row in metrics(tmp_path) if "train/lr" in row]
     assert [row["train/skipped"] for row in rows] == [0, 0, 1, 1]
     assert [row["train/loss"] is None for row in rows] == [False, False, True, False]
-    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    state = checkpoint.load(newest(tmp_path))
     assert all(weight.isfinite().all() for weight in state["model"].values())
     updates = {int(s["step"]) for s in state["optimizer"]["state"].values()}
     assert updates == {3}  # of 4 steps
 
 
 def test_a_checkpoint_from_before_a_key_continues(cache, tmp_path):
-    """config.yaml and last.pt of a run that did not know trainer.on_nonfinite."""
+    """config.yaml and checkpoint of a run that did not know what came later."""
     cfg = smoke(cache, "trainer.max_steps=4", "trainer.save_every=2")
     run(cfg, tmp_path)
     whole = (tmp_path / "metrics.jsonl").read_bytes()
-    for name in ("result.json", "checkpoints/last.pt"):
-        (tmp_path / name).unlink()
-    previous = tmp_path / "checkpoints" / "previous.pt"
+    for path in (tmp_path / "result.json", newest(tmp_path)):
+        path.unlink()
+    previous = newest(tmp_path)
     state = checkpoint.load(previous)
     del state["skipped"]
     previous.write_bytes(checkpoint.dump(state))
     file = tmp_path / "config.yaml"
     lines = file.read_text().splitlines(keepends=True)
-    old = [line for line in lines if "on_nonfinite" not in line and "diagnostics" not in line]
-    assert len(old) == len(lines) - 2
+    keys = [key.split(".")[1] + ":" for key in ADDED]
+    old = [line for line in lines if not any(key in line for key in keys)]
+    assert len(old) == len(lines) - len(ADDED)
     file.write_text("".join(old))
     run(cfg, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
+
+
+def interrupted(cache, folder, *overrides):
+    """Its configuration, and a folder as after a kill at step 3 of 4."""
+    cfg = smoke(cache, "trainer.save_every=1", *overrides)
+    run(cfg, folder)
+    (folder / "result.json").unlink()
+    newest(folder).unlink()
+    return cfg
+
+
+def test_a_folder_moved_elsewhere_continues(cache, tmp_path):
+    cfg = interrupted(cache, tmp_path / "run")
+    whole = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    assert run(cfg, tmp_path / "elsewhere")["status"] == "finished"
+    assert (tmp_path / "elsewhere" / "metrics.jsonl").read_bytes() == whole
+
+
+def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
+    cfg = interrupted(cache, tmp_path)
+    env = json.loads((tmp_path / "env.json").read_text())
+    (tmp_path / "env.json").write_text(json.dumps(env | {"torch": "1.0"}))
+    run(cfg, tmp_path)
+    assert "began with torch 1.0, goes on with" in caplog.text
+
+
+def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_path):
+    broken = tmp_path / "packages" / "torchvision"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    env = {"PYTHONPATH": str(broken.parent), "HOME": "/nowhere", "TMPDIR": "/nowhere"}
+    env |= {"LC_ALL": "C", "TZ": "Pacific/Apia"}
+    code, _, err = train("scale=smoke", "hydra.run.dir=text", **env)
+    assert code == 0, err
+    code, _, err = train("scale=smoke", "data=digits", "hydra.run.dir=images", **env)
+    (line,) = err.splitlines()
+    assert code == 2 and "torchvision cannot be imported (operator nms does not exist)" in line
+    assert not (tmp_path / "images").exists()
+
+
+def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):
+    words = ("scale=smoke", "runtime.workers=2", "trainer.max_steps=5000", "hydra.run.dir=run")
+    process = start(*words, "trainer.eval_every=5000", "trainer.save_every=10")
+    while rows_written(tmp_path / "run") < 20:
+        time.sleep(0.01)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 5 and "Traceback" not in err
+    assert "a process that loads data (runtime.workers=2) ended or hangs: " in err
+    assert "the same command continues" in err
 
 
 def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, tmp_path):

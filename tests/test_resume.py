@@ -8,86 +8,55 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import config, metrics
+from conftest import config, metrics, newest, rows_written, same_run
 
 from attnlab.errors import BadInput, FolderInUse
 from attnlab.folder import Ledger, RunFolder
 from attnlab.run import run
 from attnlab.training import checkpoint
 
-LM = ["data=pydocs", "arch.dropout=0.1"]
-IMAGES = ["data=cifar10", "data.validation_size=20", "data.path={image_rows}"]
 RUN = [
     "scale=smoke",
     "trainer.max_steps=120",
     "trainer.eval_every=30",
     "trainer.save_every=7",
-    "trainer.batch_size=4",
-    "trainer.micro_batch_size=2",
-    "runtime.threads=1",
 ]
 
 
-def rows_written(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return file.read_bytes().count(b"\n") if file.is_file() else 0
-
-
-@pytest.mark.parametrize(
-    ("overrides", "workers"),
-    [(LM, 0), (LM, 2), (IMAGES, 0), (IMAGES, 2)],
-    ids=["lm", "lm-workers", "cifar", "cifar-workers"],
-)
-def test_killed_at_three_random_steps(overrides, workers, image_rows, start, train, tmp_path):
-    overrides = [o.format(image_rows=image_rows) for o in overrides] + RUN
-    code, _, err = train(*overrides, "hydra.run.dir=whole", "runtime.workers=0")
-    assert code == 0, err
-    killed = [f"runtime.workers={workers}", "hydra.run.dir=killed"]
-    draw = random.Random(f"{overrides[0]} {workers}").randint
-    for at in (3, draw(20, 50), draw(70, 115)):  # the first one before the first checkpoint
-        process = start(*overrides, *killed)
-        while rows_written(tmp_path / "killed") < at and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-        _, err = process.communicate()
-        assert process.returncode == -signal.SIGKILL, err
-    code, out, err = train(*overrides, *killed)
-    assert code == 0 and out.splitlines()[-1] == "run: killed", err
-    assert "from step" in err
-    whole, resumed = tmp_path / "whole", tmp_path / "killed"
-    assert (whole / "metrics.jsonl").read_bytes() == (resumed / "metrics.jsonl").read_bytes()
-    for file in ("last.pt", "best.pt"):
-        assert same_state(*(checkpoint.load(f / "checkpoints" / file) for f in (whole, resumed)))
-
-
-def same_state(one, two) -> bool:
-    """Equal to the last bit, through all nested containers."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(same_state(one[k], two[k]) for k in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(two) and all(map(same_state, one, two))
-    return one == two
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_signal_saves_and_says_how_to_continue(signum, start, train, tmp_path):
-    overrides = [*LM, *RUN, "trainer.save_every=10000", "hydra.run.dir=run"]
-    process = start(*overrides)
-    while rows_written(tmp_path / "run") < 20:
-        time.sleep(0.005)
-    process.send_signal(signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum and "the same command continues" in err
-    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] >= 19
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
-    code, _, err = train(*overrides)
+def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
+    overrides = [*RUN, "trainer.save_every=10000"]
+    folder = tmp_path / "run"
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        process, rows = start(*overrides, "hydra.run.dir=run"), rows_written(folder)
+        while rows_written(folder) < rows + 10:
+            time.sleep(0.005)
+        rows = rows_written(folder)
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signum and "the same command continues" in err
+        assert checkpoint.load(newest(folder))["step"] >= rows - 1
+        result = json.loads((folder / "result.json").read_text())
+        assert result["status"] == "interrupted"
+    code, _, err = train(*overrides, "hydra.run.dir=run")
     assert code == 0 and "continuing run from step" in err
+    assert train(*overrides, "hydra.run.dir=whole")[0] == 0
+    assert same_run(tmp_path / "whole", folder)
+
+
+def test_a_second_signal_acts_at_once(start, tmp_path):
+    long_steps = ("scale=smoke", "trainer.batch_size=2048", "trainer.max_steps=100")
+    process = start(*long_steps, "trainer.eval_every=100", "hydra.run.dir=run")
+    while rows_written(tmp_path / "run") < 2:
+        time.sleep(0.001)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
 
 def test_changed_data_is_refused_and_nothing_is_touched(text_rows, cache, tmp_path):
@@ -152,8 +121,8 @@ def test_unwritable_folder_is_refused_before_any_work(train, tmp_path):
 
 def test_every_flipped_bit_is_noticed(finished):
     _, folder = finished
-    content = (folder / "checkpoints" / "last.pt").read_bytes()
-    torch.load(folder / "checkpoints" / "last.pt", weights_only=True)  # still torch's own format
+    content = newest(folder).read_bytes()
+    torch.load(newest(folder), weights_only=True)  # still torch's own format
     path = folder / "flipped.pt"
     for at in random.Random(0).sample(range(8 * len(content)), 300):
         flipped = bytearray(content)
@@ -166,13 +135,37 @@ def test_every_flipped_bit_is_noticed(finished):
 @pytest.mark.parametrize("keep", [0, 1, 1000])
 def test_truncated_checkpoint_falls_back_to_the_one_before(finished, keep, caplog):
     _, folder = finished
-    last = folder / "checkpoints" / "last.pt"
+    last = newest(folder)
     last.write_bytes(last.read_bytes()[:keep])
     state = checkpoint.load_newest(folder / "checkpoints")
-    assert state["step"] == 3 and "last.pt" in caplog.text
-    (folder / "checkpoints" / "previous.pt").write_bytes(b"")
-    with pytest.raises(BadInput, match="no whole checkpoint is left"):
-        checkpoint.load_newest(folder / "checkpoints")
+    assert state["step"] == 3 and last.name in caplog.text
+    newest(folder).write_bytes(b"")
+    for _ in range(2):  # nor does the next start begin at step 0
+        with pytest.raises(BadInput, match="no whole checkpoint is left"):
+            checkpoint.load_newest(folder / "checkpoints")
+
+
+def test_keeps_the_newest_checkpoints_by_step_whatever_the_clock_says(cache, tmp_path):
+    cfg = config(
+        "scale=smoke",
+        "logger=none",
+        f"runtime.cache={cache}",
+        "trainer.max_steps=6",
+        "trainer.save_every=1",
+        "runtime.keep_checkpoints=3",
+    )
+    run(cfg, tmp_path)
+    kept = sorted((tmp_path / "checkpoints").glob("step_*"))
+    assert [int(path.stem.removeprefix("step_")) for path in kept] == [4, 5, 6]
+    os.utime(kept[0], (2e9, 2e9))
+    assert checkpoint.load_newest(tmp_path / "checkpoints")["step"] == 6
+
+
+def test_a_folder_from_before_checkpoints_had_their_step_as_name_continues(finished):
+    _, folder = finished
+    newest(folder).rename(folder / "checkpoints" / "last.pt")
+    newest(folder).rename(folder / "checkpoints" / "previous.pt")
+    assert checkpoint.load_newest(folder / "checkpoints")["step"] == 4
 
 
 def test_checkpoint_that_runs_code_is_refused(tmp_path):

@@ -1,16 +1,19 @@
 """Sweeps through train.py, and the comparison of arms that experiments start with."""
 
+import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import config
+from conftest import children, config, rows_written, same_run
 
 from attnlab.arms import differences, model_differences
 from attnlab.models.transformer import build_model
 
 SMOKE = ("scale=smoke", "model.backend=eager")
+SHORT = ("scale=smoke", "model=dot_product", "trainer.max_steps=100", "runtime.threads=1")
 
 
 def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
@@ -34,11 +37,81 @@ def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, err
-    assert (
-        "SIGTERM: saved at step" in err
-        and "sweep stopped at job 1 of 2; the same command continues" in out
-    )
-    assert len(list(tmp_path.glob("outputs/*/*/*/checkpoints/last.pt"))) == 1
+    assert "SIGTERM: saved at step" in err and "sweep stopped; the same command continues" in out
+    assert len(list(tmp_path.glob("outputs/*/*/*/checkpoints/step_*.pt"))) == 1
+
+
+def test_a_killed_job_does_not_stop_the_others(start, tmp_path):
+    process = start("-m", "data=nt", *SHORT, "seed=0,1")
+    while not list(tmp_path.glob("outputs/nt/*/*/metrics.jsonl")):
+        time.sleep(0.01)
+    os.kill(*children(process.pid), signal.SIGKILL)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 1 and "sweep: 1 of 2 finished" in out
+    assert f"exit code {-signal.SIGKILL} after" in out
+
+
+def test_six_jobs_killed_twice_run_once(start, train, tmp_path):
+    """Two at a time; the sweep and what it runs are killed as by a machine that goes down."""
+    sweep = ("-m", "data=nt", *SHORT, "seed=0,1,2,3,4,5", "launcher=joblib")
+    finished: dict[Path, float] = {}
+
+    def results() -> dict[Path, float]:
+        files = tmp_path.glob("outputs/*/*/*/result.json")
+        return {f: f.stat().st_mtime for f in files if "finished" in f.read_text()}
+
+    for more in (1, 3):
+        process = start(*sweep)
+        while len(results()) < more:
+            assert process.poll() is None
+            time.sleep(0.01)
+        for pid in (process.pid, *children(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
+        finished |= {file: results()[file] for file in results() if file not in finished}
+    code, out, err = train(*sweep)
+    assert code == 0, err
+    assert len(results()) == 6 and results().items() >= finished.items()
+    assert out.count("finished before  ") == len(finished) >= 3
+    assert "sweep: 6 of 6 finished" in out
+
+
+def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
+    sweep = ("-m", "data=nt", *SHORT, "seed=0,1")
+    both = [start(*sweep) for _ in range(2)]
+    said = [process.communicate(timeout=200)[0] for process in both]
+    assert {process.returncode for process in both} <= {0, 3}
+    trained = sum(out.count(": finished after") - out.count("already finished:") for out in said)
+    assert trained == 2 and len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 2
+
+
+@pytest.mark.parametrize("whom", ["queue", "training"])
+def test_a_preempted_job_of_a_cluster_is_queued_again_and_resumes(whom, start, train, tmp_path):
+    """The cluster signals the job's first process before its time ends, or all of them."""
+    run = ("data=nt", *SHORT, "trainer.save_every=1000")
+    local = [f"hydra.launcher.cluster.{k}" for k in ("cluster=local", "gpus_per_node=0")]
+    process = start("-m", *run, "launcher=submitit_slurm", *local)
+    while not any(
+        rows_written(f.parent) > 20 for f in tmp_path.glob("outputs/nt/*/*/metrics.jsonl")
+    ):
+        assert process.poll() is None
+        time.sleep(0.01)
+    (controller,) = children(process.pid)
+    (task,) = children(controller)
+    (training,) = children(task)
+    os.kill(*((task, signal.SIGUSR1) if whom == "queue" else (training, signal.SIGTERM)))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0 and "sweep: 1 of 1 finished" in out, err
+    log = next(tmp_path.glob("outputs/slurm/*.err")).read_text()
+    assert "Requeued job" in log and "continuing outputs/nt" in log
+    assert train(*run, "hydra.run.dir=whole")[0] == 0
+    assert same_run(tmp_path / "whole", next(tmp_path.glob("outputs/nt/*/*")))
+
+
+def test_no_cluster_is_one_line(train):
+    code, _, err = train("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm")
+    assert code == 2 and err.splitlines()[-1].startswith("error: hydra.launcher.cluster: ")
+    assert "slurm" in err and "Traceback" not in err
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import MODELS, config, metrics
+from conftest import MODELS, config, metrics, newest
 
 from attnlab.data.loader import build_data
 from attnlab.diagnostics import dead_scorers, warn_if_dead
@@ -46,7 +46,7 @@ def test_every_model_trains_on_every_embedded_data_set(
 def trained(cache, tmp_path, *overrides):
     cfg = smoke(cache, "arch.dropout=0.0", *overrides)
     run(cfg, tmp_path)
-    state = torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=True)
+    state = torch.load(newest(tmp_path), weights_only=True)
     return state["model"], metrics(tmp_path)
 
 

@@ -23,12 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config import ADDED, Config
-from attnlab.errors import BadInput, FolderInUse, Interrupted, NonFinite, OutOfResources
+from attnlab.errors import (
+    BadInput,
+    FolderInUse,
+    Interrupted,
+    NonFinite,
+    OutOfResources,
+    PeerLost,
+)
 from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, Interrupted)
+FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
 
 
 def guard(main: Callable[[], None]) -> None:
@@ -50,8 +57,10 @@ def exit_on_failure():
     try:
         yield
     except FAILURES as failure:
-        for line in str(failure).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        # of processes that torchrun starts the first one speaks, unless it is what the others lost
+        if os.environ.get("RANK", "0") == "0" or isinstance(failure, PeerLost):
+            for line in str(failure).splitlines():
+                print(f"error: {line}", file=sys.stderr)
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:  # before or after training, which has its own handling
         sys.exit(128 + signal.SIGINT)
@@ -60,7 +69,10 @@ def exit_on_failure():
 def check(overrides: list[str], sweep: bool = False) -> None:
     """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
     problems: dict[str, None] = {}
-    for job in jobs(overrides, sweep):
+    listed = jobs(overrides, sweep)
+    if "TORCHELASTIC_RUN_ID" in os.environ and listed != [overrides]:
+        raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
+    for job in listed:
         problems.update(dict.fromkeys(_problems(job)))
     if problems:
         raise BadInput("\n".join(problems))

@@ -22,7 +22,11 @@ PER_ARM = {"arch.embedding_residual"}
 
 # Keys that the schema did not always have, with what runs before them did: a folder from then,
 # which lacks them, keeps its hash and is resumed and compared as if it had them.
-ADDED = {"trainer.diagnostics": False, "trainer.on_nonfinite": "stop"}
+ADDED = {
+    "trainer.diagnostics": False,
+    "trainer.on_nonfinite": "stop",
+    "runtime.keep_checkpoints": 2,
+}
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
 CODE_VERSION = 2
@@ -149,6 +153,7 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=0, le=64)]
     compile: bool
     progress: bool
+    keep_checkpoints: Annotated[int, Field(ge=2)]
     output_root: Annotated[str, Field(min_length=1)]
     cache: Annotated[str, Field(min_length=1)]
 
@@ -182,7 +187,7 @@ class Config(Section):
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         for key, before in ADDED.items():
             section, name = key.split(".")
-            if kept[section].get(name) == before:
+            if kept.get(section, {}).get(name) == before:
                 del kept[section][name]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 

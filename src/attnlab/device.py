@@ -29,6 +29,9 @@ def choose_device(cfg: Config) -> torch.device:
         torch.backends.cudnn.benchmark = False
     else:
         keep_freed_memory()
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device each
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
 
 

@@ -27,6 +27,12 @@ class OutOfResources(RuntimeError):
     exit_code = 5
 
 
+class PeerLost(RuntimeError):
+    """Of processes that train together, another one ended. What was saved before is whole."""
+
+    exit_code = 6
+
+
 class Interrupted(RuntimeError):
     """A signal ended training after a save."""
 

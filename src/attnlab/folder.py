@@ -3,33 +3,38 @@ configuration.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from attnlab.config import ADDED, CODE_VERSION, UNHASHED, Config
-from attnlab.errors import BadInput, FolderInUse
+from attnlab.errors import BadInput
+from attnlab.lock import Lock
+
+Check = Callable[[Path], object]  # reads a file back, and raises if it is not whole
 
 
 class RunFolder:
     """One run's folder, locked for this process while open.
 
-    Errors: `BadInput` if it cannot be written or holds another configuration, `FolderInUse` if
-    another process has it open.
+    writes: False for all but the first of processes that train together: for them nothing here
+    locks or writes. Errors: `BadInput` if it cannot be written or holds another configuration,
+    `FolderInUse` if another process has it open.
     """
 
-    def __init__(self, path: Path, cfg: Config):
-        self.path, self.cfg = path, cfg
+    def __init__(self, path: Path, cfg: Config, writes: bool = True):
+        self.path, self.cfg, self.writes = path, cfg, writes
         self.checkpoints = path / "checkpoints"
-        self._lock = None
+        self._lock, self._open = Lock(path), contextlib.ExitStack()
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -60,46 +65,54 @@ class RunFolder:
             raise BadInput("\n".join(changed))
 
     def __enter__(self) -> "RunFolder":
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")
-        except OSError as error:
-            raise BadInput(f"run folder {self.path}: cannot be written: {error}") from None
-        # a loader's worker may outlive a killed run for seconds; it must not hold the lock
-        os.register_at_fork(after_in_child=self._lock.close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise FolderInUse(f"run folder {self.path}: in use by {holder}") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
-        self.check()  # again: another run may have made the folder meanwhile
-        config = yaml.safe_dump(self.cfg.model_dump(), sort_keys=False)
-        write_atomic(self.path / "config.yaml", config)
+        if not self.writes:
+            return self
+        with contextlib.ExitStack() as stack:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(self._lock)
+            except OSError as error:
+                raise BadInput(f"run folder {self.path}: cannot be written: {error}") from None
+            for part in self.path.glob("**/.*.part"):  # of a save that was killed
+                part.unlink()
+            self.check()  # again: another run may have made the folder meanwhile
+            self.write("config.yaml", yaml.safe_dump(self.cfg.model_dump(), sort_keys=False))
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
-        self._lock.close()
+        self._open.close()
+
+    def may_write(self) -> bool:
+        """False if others write. Errors: `FolderInUse` if another machine took the folder over."""
+        if self.writes:
+            self._lock.check()
+        return self.writes
 
     def discard_if_empty(self) -> None:
         """Remove the folder if nothing is in it: Hydra makes it before we can look."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
+    def write(self, name: str, content: str | bytes, check: Check | None = None) -> None:
+        """Write a file whole or not at all: see `write_atomic`."""
+        if self.may_write():
+            write_atomic(self.path / name, content, check)
+
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        write_atomic(self.path / name, json.dumps(content, indent=1) + "\n")
+        self.write(name, json.dumps(content, indent=1) + "\n")
+
+    def ledger(self, name: str) -> "Ledger":
+        """One of the folder's ledgers, for writing."""
+        return Ledger(self.path / name, self.may_write)
 
 
 class Ledger:
     """A file of JSON rows, each with its step: metrics.jsonl, timing.jsonl."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, may_write: Callable[[], bool] = lambda: True):
+        self.path, self.may_write = path, may_write
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a torn last line (a kill in the middle of writing) is left out."""
@@ -110,11 +123,15 @@ class Ledger:
 
     def rewind(self, step: int) -> None:
         """Drop what was written after `step`: the resumed run writes it again."""
+        if not self.may_write():
+            return
         kept = [row for row in self.rows() if row["step"] <= step]
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, row: dict[str, Any], sync: bool = False) -> None:
         """Add a row; with sync it is on disk when this returns."""
+        if not self.may_write():
+            return
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
             if sync:
@@ -122,14 +139,20 @@ class Ledger:
                 os.fsync(file.fileno())
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace a file so that, whatever happens, either the old or the new content is there."""
+def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -> None:
+    """Replace a file so that, whatever happens, either the old or the new content is there.
+
+    check: reads the new file back before it takes the place of the old one, and raises if it is
+    not as it should be.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        if check:
+            check(part)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -157,7 +180,6 @@ def environment(device) -> dict[str, Any]:
     """What env.json says: code, versions, machine, command."""
     import numpy
     import torch
-    import torchvision
 
     root = Path(__file__).resolve().parents[2]
     commit = _git(root, "rev-parse", "HEAD")
@@ -169,7 +191,7 @@ def environment(device) -> dict[str, Any]:
         "code_version": CODE_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "numpy": numpy.__version__,
         "device": device.type,
         "device_name": name,

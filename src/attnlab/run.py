@@ -1,20 +1,21 @@
 """The whole program on one page: data, model, training, test, result."""
 
 import contextlib
+import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
 from attnlab.device import choose_device
-from attnlab.errors import BadInput, Interrupted
-from attnlab.folder import Ledger, RunFolder, environment
+from attnlab.errors import BadInput, FolderInUse, Interrupted
+from attnlab.folder import RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -31,47 +32,63 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     A finished run is not repeated, an unfinished one continues. Returns what result.json holds.
     Errors: those of `errors`; `failed.txt` in the folder then says why.
     """
-    folder = RunFolder(path, cfg)
-    folder.check()
-    result = folder.result
-    if result is not None:
-        print("already finished:")
-    else:
-        try:
-            device, data = choose_device(cfg), build_data(cfg)
-            total_steps(cfg, len(data.train()))  # an impossible budget is refused here
-            try_mechanism(cfg, device)  # and a backend that cannot serve
-            with folder:
-                result = train_and_test(cfg, data, device, folder)
-        except BadInput:
-            folder.discard_if_empty()
-            raise
-    for key, value in result.items():
-        print(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
-    print(f"run: {path}")
+    try:
+        device = choose_device(cfg)
+        with parallel.joined(device):
+            result, before = _run(parallel.quiet(cfg), path, device)
+            speaks = parallel.rank() == 0
+    except BadInput:
+        RunFolder(path, cfg).discard_if_empty()
+        raise
+    if speaks:
+        if before:
+            print("already finished:")
+        for key, value in result.items():
+            print(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
+        print(f"run: {path}")
     return result
+
+
+def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any], bool]:
+    """The result, and whether it was there before."""
+    folder = RunFolder(path, cfg, writes=parallel.rank() == 0)
+    folder.check()
+    if (result := folder.result) is not None:
+        return result, True
+    parallel.check(cfg.trainer)
+    with parallel.first_alone():
+        data = build_data(cfg)
+    total_steps(cfg, len(data.train()))  # an impossible budget is refused here
+    try_mechanism(cfg, device)  # and a backend that cannot serve
+    with folder:
+        return train_and_test(cfg, data, device, folder), False
 
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
     """Fit, then measure the best checkpoint on the test split, once; what result.json holds."""
-    state = checkpoint.load_newest(folder.checkpoints)
-    if state:
-        same_data(state, data, folder.path)  # before anything in the folder is touched
+    with parallel.first_alone():
+        state = checkpoint.load_newest(folder.checkpoints)
+    if state:  # before anything in the folder is touched
+        same_data(state, data, folder.path)
+        same_processes(state, folder.path)
     env = environment(device)
+    if state:
+        warn_if_elsewhere(folder.path, env)
     folder.write_json("env.json", env)
     if isinstance(data, TextData):
-        shutil.copyfile(data.tokenizer_file, folder.path / "tokenizer.json")
-    failed = folder.path / "failed.txt"
-    failed.unlink(missing_ok=True)
+        folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
+    if folder.writes:
+        (folder.path / "failed.txt").unlink(missing_ok=True)
     tracker = Tracker(cfg, folder.path, env)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
         model = build(cfg, data).to(device)
         summary = fit(cfg, data, model, folder, tracker, state)
+        parallel.wait()  # for best.pt
         began = time.perf_counter()
         tested = test(cfg, data, model, folder.path)
         row = {"step": summary["steps"], **tested}
-        metrics = Ledger(folder.path / "metrics.jsonl")
+        metrics = folder.ledger("metrics.jsonl")
         if metrics.rows()[-1] != row:  # a kill after this row, before result.json, leaves it there
             metrics.append(row, sync=True)
         tracker.log(row)
@@ -89,16 +106,15 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         result["status"] = "interrupted"
         raise
     except Exception as error:
-        result["status"] = "failed"
         explained = explain(error, cfg, device, folder)
-        with contextlib.suppress(OSError):  # the disk may be full
-            failed.write_text(f"{type(explained).__name__}: {explained}\n")
+        with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
+            folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")
         if explained is error:
             raise
         raise explained from error
     finally:
         if result["status"] != "finished":
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, FolderInUse):
                 folder.write_json("result.json", result)
         tracker.finish(result)
 
@@ -124,6 +140,31 @@ def same_data(state: dict[str, Any], data: Data, path: Path) -> None:
         )
 
 
+def same_processes(state: dict[str, Any], path: Path) -> None:
+    """Errors: `BadInput` if a checkpoint was made by another number of processes: sums would be
+    rounded differently from there on.
+    """
+    then, now = state.get("processes", 1), parallel.size()
+    if then != now:
+        start = f"torchrun --nproc-per-node={then} train.py" if then > 1 else "python train.py"
+        raise BadInput(
+            f"run folder {path}: was trained by {then} process(es), now there are {now}; "
+            f"continue with {start}, or start in another folder"
+        )
+
+
+def warn_if_elsewhere(path: Path, env: dict[str, Any]) -> None:
+    """Say what is not as when the run began, though its sums may be rounded differently now."""
+    with contextlib.suppress(OSError, ValueError):
+        then = json.loads((path / "env.json").read_text())
+        for key in ("torch", "device_name", "threads"):
+            if then.get(key) != env[key]:
+                log.warning(
+                    "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
+                    *(path, key, then.get(key), env[key]),
+                )
+
+
 def build(cfg: Config, data: Data) -> Transformer:
     """The configured model for this data set, on the CPU."""
     return build_model(cfg, **data.shape(cfg.arch))
@@ -135,5 +176,6 @@ def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[st
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best, data, path)
     model.load_state_dict(best["model"])
-    metrics = evaluate(model, data, "test", cfg.trainer.micro, precision(cfg, device))
+    batch = parallel.micro_batch(cfg.trainer)
+    metrics = evaluate(model, data, "test", batch, precision(cfg, device))
     return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}

@@ -4,21 +4,29 @@ What is finished is skipped, what was interrupted goes on, and a failure is said
 not stop the rest.
 """
 
+import contextlib
+import os
+import queue
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from joblib import Parallel, delayed
+
 from attnlab.cli import CONFIGS, compose_config, plain, run_path
 from attnlab.config import Config
+from attnlab.errors import FolderInUse
 from attnlab.folder import RunFolder
 from attnlab.validation import validate
 
 TRAIN = CONFIGS.parent / "train.py"
 FAILED = 1  # exit code of a sweep in which a job failed
+UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
+ELSEWHERE = "runs elsewhere"  # another process has its folder, here or on another machine
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class Job:
     @property
     def name(self) -> str:
         """The overrides in one line, without the experiment that they come from."""
-        return " ".join(o for o in self.overrides if not o.startswith(("experiment=", "hydra.")))
+        return " ".join(o for o in self.overrides if not o.startswith(UNNAMED))
 
     @property
     def finished(self) -> bool:
@@ -60,53 +68,119 @@ def with_baselines(jobs: list[Job]) -> list[Job]:
     return list(wanted.values())
 
 
-def run_jobs(jobs: list[Job]) -> int:
-    """Run jobs one after the other by train.py; prints a line when each starts and ends, and a
-    table last.
+def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
+    """Run jobs by train.py, `n_jobs` at a time, each of these with the next GPU in turn; prints a
+    line when a job starts and ends, and a table last.
 
-    Returns 0, FAILED, or 128 + n after signal n: SIGINT and SIGTERM go on to the running job,
-    which saves, and no other is started.
+    Returns 0; FAILED; FolderInUse's code if all that is missing runs elsewhere; 128 + n after
+    signal n: SIGINT and SIGTERM go on to the running jobs, which save, and no other is started.
     """
-    ends: list[tuple[str, Job]] = []
-    for number, job in enumerate(jobs, 1):
-        label = f"job {number} of {len(jobs)}: {job.name}"
-        if job.finished:
-            ends.append(("finished before", job))
-            _say(f"{label}: finished before")
-            continue
-        _say(f"{label}: starts")
-        began = time.monotonic()
-        code, signum = _run(job)
-        end = "finished" if code == 0 else f"exit code {code}{_cause(job)}"
-        ends.append((end, job))
-        _say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
-        if signum:
-            _say(f"sweep stopped at job {number} of {len(jobs)}; the same command continues")
-            return 128 + signum
-    for end, job in ends:
+    crew = Crew(n_jobs)
+    ends: dict[int, str] = {}
+    with crew.forwarding():
+        for _ in range(2):  # what runs elsewhere is looked at again when all others are done
+            left = [i for i in range(len(jobs)) if ends.get(i, ELSEWHERE) == ELSEWHERE]
+            run = (delayed(_one)(crew, jobs[i], f"job {i + 1} of {len(jobs)}") for i in left)
+            ends |= zip(left, Parallel(n_jobs, backend="threading")(run), strict=True)
+    return summarize(jobs, [ends[i] for i in range(len(jobs))], crew.signum)
+
+
+def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
+    """Print the table of a sweep's jobs and how each ended; returns the sweep's exit code."""
+    for end, job in zip(ends, jobs, strict=True):
         _say(f"  {end:15}  {job.path}")
-    failed = sum(not end.startswith("finished") for end, _ in ends)
-    _say(f"sweep: {len(jobs) - failed} of {len(jobs)} finished")
-    return FAILED if failed else 0
+    elsewhere = ends.count(ELSEWHERE)
+    finished = sum(end.startswith("finished") for end in ends)
+    _say(
+        f"sweep: {finished} of {len(jobs)} finished" + f", {elsewhere} elsewhere" * bool(elsewhere)
+    )
+    if signum:
+        _say("sweep stopped; the same command continues")
+        return 128 + signum
+    if finished + elsewhere < len(jobs):
+        return FAILED
+    return FolderInUse.exit_code if elsewhere else 0
 
 
-def _run(job: Job) -> tuple[int, int]:
-    """Exit code of the job's process, and the signal that asked the sweep to stop, or 0."""
-    command = [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
-    # In a session of its own the job gets a terminal's Ctrl-C from here, once, as it should.
-    process = subprocess.Popen(command, start_new_session=True)
-    asked = [0]
+def _one(crew: "Crew", job: Job, number: str) -> str:
+    """Run one job, unless it is done or the sweep is to stop; how it ended."""
+    label = f"{number}: {job.name}"
+    if job.finished:
+        _say(f"{label}: finished before")
+        return "finished before"
+    if crew.signum:
+        return "not started"
+    _say(f"{label}: starts")
+    began = time.monotonic()
+    end = ending(crew.run(command(job)), job)
+    _say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
+    return end
 
-    def forward(signum, frame):
-        asked[0] = signum
-        process.send_signal(signum)
 
-    before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return process.wait(), asked[0]
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+def command(job: Job) -> list[str]:
+    """What runs the job in a process of its own."""
+    return [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
+
+
+def ending(code: int, job: Job) -> str:
+    """How a job's process ended, by its exit code."""
+    if code == FolderInUse.exit_code:
+        return ELSEWHERE
+    return "finished" if code == 0 else f"exit code {code}{_cause(job)}"
+
+
+class Crew:
+    """Up to so many processes at a time. What asks the sweep to stop is handed on to all."""
+
+    def __init__(self, size: int):
+        self.signum = 0
+        self._running: set[subprocess.Popen] = set()
+        self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        gpus = visible_gpus() if size > 1 else []
+        for place in range(size):
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
+            self._places.put(gpu)
+
+    def run(self, command: list[str]) -> int:
+        """The exit code of a command, run in a free place."""
+        place = self._places.get()
+        try:
+            # In a session of its own it gets a terminal's Ctrl-C from here, once, as it should
+            process = subprocess.Popen(command, env=os.environ | place, start_new_session=True)
+            self._running.add(process)
+            if self.signum:
+                process.send_signal(self.signum)
+            code = process.wait()
+            self._running.discard(process)
+            return code
+        finally:
+            self._places.put(place)
+
+    @contextlib.contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """While open, SIGINT and SIGTERM go to what runs."""
+
+        def forward(signum, frame):
+            self.signum = signum
+            for process in list(self._running):
+                process.send_signal(signum)
+
+        before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _cause(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Hydra finds launchers in this namespace package: hydra/launcher=process, the default here."""
+"""Hydra finds launchers in this namespace package; configs/launcher says what each is given."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,13 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
 
-class ProcessLauncher(Launcher):
-    """Every job of a sweep in a process of its own (attnlab.sweep)."""
+class SweepLauncher(Launcher):
+    """Every job of a sweep in a process of its own: on this machine, `n_jobs` at a time
+    (attnlab.sweep), or, given a `cluster`, as jobs of its queue (attnlab.cluster).
+    """
+
+    def __init__(self, n_jobs: int = 1, cluster=None):
+        self.n_jobs, self.cluster = n_jobs, cluster
 
     def setup(self, *, hydra_context, task_function, config) -> None:
         """Hydra's; nothing of it is needed."""
@@ -28,7 +33,12 @@ class ProcessLauncher(Launcher):
                 from attnlab.arms import say_equal
 
                 say_equal(jobs)
-            code = run_jobs(jobs)
+            if self.cluster:
+                from attnlab.cluster import queue_jobs
+
+                code = queue_jobs(jobs, **self.cluster)
+            else:
+                code = run_jobs(jobs, self.n_jobs)
         if code:
             raise SystemExit(code)
         return []
@@ -36,6 +46,6 @@ class ProcessLauncher(Launcher):
 
 ConfigStore.instance().store(
     group="hydra/launcher",
-    name="process",
-    node={"_target_": f"{__name__}.{ProcessLauncher.__name__}"},
+    name="sweep",
+    node={"_target_": f"{__name__}.{SweepLauncher.__name__}"},
 )

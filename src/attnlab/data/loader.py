@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from attnlab import parallel
 from attnlab.config import Config
-from attnlab.data.images import build_images
 from attnlab.data.symbols import SymbolData
 from attnlab.data.text import build_text
 from attnlab.errors import BadInput
 from attnlab.seeding import derive_seed
+
+HANGS = 600  # seconds after which a worker that gives nothing counts as hung
 
 
 class Data(Protocol):
@@ -61,6 +63,13 @@ def build_data(cfg: Config) -> Data:
         return build_text(cfg.data, cache)
     if cfg.data.kind == "symbols":
         return SymbolData(cfg.data, cfg.seed)
+    try:  # only here: text needs no torchvision
+        from attnlab.data.images import build_images
+    except (ImportError, RuntimeError) as error:
+        raise BadInput(
+            f"data={cfg.data.name}: torchvision cannot be imported ({error}); images need the one "
+            f"made for torch {torch.__version__}"
+        ) from None
     return build_images(cfg.data, cfg.seed, cache)
 
 
@@ -87,39 +96,42 @@ class Order:
 
 
 class MicroBatches:
-    """Keys of micro-batches `first` to `last` - 1 of a training run, as DataLoader's
+    """Keys of the micro-batches of a training run that `chosen` numbers, as DataLoader's
     batch_sampler.
     """
 
-    def __init__(self, order: Order, size: int, first: int, last: int):
-        self.order, self.size, self.first, self.last = order, size, first, last
+    def __init__(self, order: Order, size: int, chosen: range):
+        self.order, self.size, self.chosen = order, size, chosen
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return len(self.chosen)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for i in range(self.first, self.last):
+        for i in self.chosen:
             yield self.order.keys(i * self.size, (i + 1) * self.size)
 
 
 def train_loader(data: Data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
-    """Micro-batches of steps `first` to `last` - 1, trainer.batch_size / micro_batch_size each
-    step.
+    """This process's micro-batches of steps `first` to `last` - 1, of the trainer.batch_size /
+    micro_batch_size each step.
     """
-    dataset, micro = data.train(), cfg.trainer.micro
+    dataset, micro = data.train(), parallel.micro_batch(cfg.trainer)
     per_step = cfg.trainer.batch_size // micro
     order = Order(len(dataset), cfg.seed)
-    batches = MicroBatches(order, micro, first * per_step, last * per_step)
+    mine = range(first * per_step + parallel.rank(), last * per_step, parallel.size())
+    batches = MicroBatches(order, micro, mine)
     return _loader(dataset, batches, cfg.runtime.workers, pin)
 
 
 def eval_loader(data: Data, split: str, batch_size: int, pin: bool = False) -> DataLoader:
-    """Every window or image of a split once, in order; the last batch may be smaller."""
+    """This process's batches of a split: of all processes together, every window or image once.
+    The last batch may be smaller.
+    """
     dataset = data.evaluation(split)
     n = len(dataset)
     spans = range(0, n, batch_size)
     batches = [[(0, i) for i in range(s, min(s + batch_size, n))] for s in spans]
-    return _loader(dataset, batches, 0, pin)
+    return _loader(dataset, batches[parallel.rank() :: parallel.size()], 0, pin)
 
 
 def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
@@ -129,6 +141,7 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
         collate_fn=_whole,  # __getitems__ returns whole batches
         num_workers=workers,
         pin_memory=pin,
+        timeout=HANGS if workers else 0,
         generator=torch.Generator(),  # else making the iterator draws a global random number
     )
 

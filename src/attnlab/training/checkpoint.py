@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from attnlab.errors import BadInput
-from attnlab.folder import write_atomic
+from attnlab.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +52,31 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
 
 
-def save_last(folder: Path, state: dict[str, Any]) -> None:
-    """Write last.pt; the one before it stays as previous.pt, and goes only when this one is
-    safe.
+def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:
+    """Write step_<step>.pt, read back before it has that name; only then all but the newest
+    `keep` go. Returns its size in bytes.
     """
-    new = folder / "next.pt"
-    write_atomic(new, dump(state))
-    load(new)
-    last = folder / "last.pt"
-    if last.is_file():
-        os.replace(last, folder / "previous.pt")
-    os.replace(new, last)
+    if not folder.may_write():
+        return 0
+    content = dump(state)
+    folder.write(f"checkpoints/step_{state['step']:09}.pt", content, check=load)
+    for path in newest_first(folder.checkpoints)[keep:]:
+        path.unlink()
+    return len(content)
+
+
+def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Write best.pt."""
+    folder.write("checkpoints/best.pt", dump(state))
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """A run's checkpoints by step, whatever clocks say; best.pt is none of them."""
+    early = (folder / f"{name}.pt" for name in ("next", "last", "previous"))  # names before 0.2
+    return [
+        *sorted(folder.glob("step_*.pt"), reverse=True),
+        *(path for path in early if path.is_file()),
+    ]
 
 
 def load_best(folder: Path) -> dict[str, Any]:
@@ -77,23 +91,19 @@ def load_best(folder: Path) -> dict[str, Any]:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint by step, or None if there never was one.
+    """The newest whole checkpoint, or None if there never was one.
 
     A damaged file is named and set aside. Errors: `BadInput` if there are files but none is whole.
     """
-    found, damaged = [], []
-    for path in (folder / f"{name}.pt" for name in ("next", "last", "previous")):
-        if not path.is_file():
-            continue
+    for path in newest_first(folder):
         try:
-            found.append(load(path))
+            return load(path)
         except Damaged as error:
             log.warning("%s; set aside as %s.damaged", error, path.name)
             os.replace(path, path.with_name(f"{path.name}.damaged"))
-            damaged.append(path.name)
-    if damaged and not found:
+    if damaged := sorted(path.name for path in folder.glob("*.damaged")):
         raise BadInput(
-            f"{folder}: no whole checkpoint is left ({', '.join(damaged)} damaged); "
+            f"{folder}: no whole checkpoint is left, only {', '.join(damaged)}; "
             "move the run folder away to start from step 0"
         )
-    return max(found, key=lambda state: state["step"], default=None)
+    return None

@@ -1,4 +1,6 @@
-"""What to say when training cannot go on: values not finite, memory or disk that ended."""
+"""What to say when training cannot go on: values not finite, memory or disk that ended, another
+process that is gone.
+"""
 
 import errno
 import math
@@ -6,14 +8,18 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Order
-from attnlab.errors import OutOfResources
+from attnlab.errors import OutOfResources, PeerLost
 from attnlab.folder import RunFolder
+from attnlab.training import checkpoint
 from attnlab.training.meter import peak_memory_mib
 
+SPIKE = 4  # times the usual loss
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -25,12 +31,10 @@ def nonfinite(
 
     step: from 0. size: of the training set. inputs: the step's last micro-batch.
     """
-    batch = cfg.trainer.batch_size
-    keys = Order(size, cfg.seed).keys(step * batch, (step + 1) * batch)
     value, layer = largest_activation(model, inputs)
     return (
         f"step {step + 1}: loss {loss}, gradient norm {norm}; nothing was updated. "
-        f"Training samples of the batch: {[index for _, index in keys]}. "
+        f"Training samples of the batch: {_samples(cfg, step, size)}. "
         f"Largest activation in its last micro-batch: {value:.3g} in layer {layer}."
     )
 
@@ -55,19 +59,46 @@ def largest_activation(model: nn.Module, inputs: Tensor) -> tuple[float, int]:
     return found[layer], layer
 
 
+def spike(cfg: Config, step: int, loss: float, usual: float, size: int) -> str | None:
+    """What to say if a loss is far above the usual one: the step (from 0) and its samples."""
+    if loss <= SPIKE * usual:
+        return None
+    return (
+        f"step {step + 1}: loss {loss:.4g}, {loss / usual:.0f} times the usual {usual:.4g}. "
+        f"Training samples of the batch: {_samples(cfg, step, size)}."
+    )
+
+
+def _samples(cfg: Config, step: int, size: int) -> list[int]:
+    """Indices of the samples of a step's batch."""
+    batch = cfg.trainer.batch_size
+    keys = Order(size, cfg.seed).keys(step * batch, (step + 1) * batch)
+    return [index for _, index in keys]
+
+
 def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFolder) -> Exception:
-    """The error itself, or what the user can do where memory or disk space ended."""
+    """The error itself, or what the user can do about it."""
     if isinstance(error, OSError) and error.errno in NO_WRITE:
         return OutOfResources(
             f"{error.filename or folder.path}: cannot be written ({error.strerror}); "
             f"{_free(folder.path)}. {_saved(folder.checkpoints)}"
+        )
+    if parallel.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        return PeerLost(
+            f"another of the {parallel.size()} processes ended. {_saved(folder.checkpoints)}"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+        return OutOfResources(
+            f"a process that loads data (runtime.workers={cfg.runtime.workers}) ended or hangs: "
+            f"{str(error).splitlines()[0]} {_saved(folder.checkpoints)}"
         )
     ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if ended or any(text in str(error) for text in NO_MEMORY):
         trainer = cfg.trainer
         return OutOfResources(
             f"out of {device.type} memory, peak {peak_memory_mib(device):,.0f} MiB; "
-            f"trainer.micro_batch_size={trainer.micro} at trainer.precision={trainer.precision}: "
+            f"trainer.micro_batch_size={parallel.micro_batch(trainer)} at "
+            f"trainer.precision={trainer.precision}: "
             "a smaller micro_batch_size (a divisor of trainer.batch_size), precision=bf16 or, for "
             f"text, a smaller data.sequence_length need less. {_saved(folder.checkpoints)}"
         )
@@ -79,6 +110,6 @@ def _free(path: Path) -> str:
 
 
 def _saved(checkpoints: Path) -> str:
-    if any((checkpoints / f"{name}.pt").is_file() for name in ("last", "previous")):
+    if checkpoint.newest_first(checkpoints):
         return f"The last whole checkpoint is in {checkpoints}; the same command continues from it"
     return "Nothing was saved yet"

@@ -31,6 +31,7 @@ class Meter:
         self._before = earlier[-1]["wall_s"] if earlier else 0.0
         self._window: list[float] = []
         self._evaluation: dict[str, float] = {}
+        self._saves: dict[str, float] = {}
         self._waited = self._seen = 0
         self._began = time.perf_counter()
         reset_peak_memory(device)
@@ -62,6 +63,11 @@ class Meter:
         self._evaluation = {"eval_samples": samples, "eval_s": round(seconds, 6)}
         self._evaluation |= self._throughput(samples, seconds, "throughput/eval_")
 
+    def saved(self, size: int, seconds: float) -> None:
+        """After a checkpoint of so many bytes."""
+        spent = self._saves.get("save_s", 0) + seconds
+        self._saves = {"checkpoint_mib": round(size / 2**20, 3), "save_s": round(spent, 6)}
+
     def wall_s(self) -> float:
         """Seconds since the run began, in all its processes, not counting pauses between them."""
         return round(self._before + time.perf_counter() - self._began, 3)
@@ -74,6 +80,7 @@ class Meter:
             "memory/peak_mib": peak_memory_mib(self.device),
             "memory/steady_mib": memory_mib(self.device),  # between two steps
             **self._evaluation,
+            **self._saves,
         }
         if self._window:
             n, spent = len(self._window), sum(self._window)
@@ -84,7 +91,7 @@ class Meter:
                 "data_wait": round(self._waited / spent, 4),  # share of the time
                 **self._throughput(n * self.samples, spent, "throughput/"),
             }
-        self._window, self._waited, self._evaluation = [], 0.0, {}
+        self._window, self._waited, self._evaluation, self._saves = [], 0.0, {}, {}
         self.rows.append(row)
         return row
 
@@ -109,6 +116,14 @@ class Meter:
             "step_ms_median": round(statistics.median(medians), 2) if medians else None,
             "peak_memory_mib": max(row["memory/peak_mib"] for row in self.rows),
             "steady_memory_mib": statistics.median(steady) if steady else None,
+            **self._saving(),
+        }
+
+    def _saving(self) -> dict[str, float]:
+        saves = [row for row in [*self.rows, self._saves] if "save_s" in row]
+        return {
+            "checkpoint_mib": max((row["checkpoint_mib"] for row in saves), default=None),
+            "save_s": round(sum(row["save_s"] for row in saves), 3),
         }
 
     def _speed(self, count: str, seconds: str, samples: int, prefix: str) -> dict[str, Any]:

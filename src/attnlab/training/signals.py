@@ -14,20 +14,19 @@ class Stop:
 
     signum: int = 0
 
-    @property
-    def name(self) -> str:
-        """SIGTERM and the like."""
-        return signal.Signals(self.signum).name
-
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Turn the first stop signal into a request; the second one acts at once."""
+def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
+    """Turn the first stop signal into a request; the second one acts at once.
+
+    second_acts: False under torchrun, which hands on a Ctrl-C that its processes already got from
+    the terminal, and ends them itself when they take too long.
+    """
     stop = Stop()
 
     def request(signum, frame):
         stop.signum = signum
-        for s in SIGNALS:
+        for s in SIGNALS if second_acts else ():
             signal.signal(s, signal.SIG_DFL)
 
     # what the user chose to ignore (nohup) stays ignored

@@ -8,6 +8,7 @@ state, and evaluation, logging, saving and the number of workers cannot change a
 import contextlib
 import logging
 import math
+import signal
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,16 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, train_loader
 from attnlab.diagnostics import dead_scorers, diagnostics, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
-from attnlab.folder import Ledger, RunFolder, write_atomic
+from attnlab.folder import RunFolder
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate, to_device
-from attnlab.training.faults import nonfinite
+from attnlab.training.faults import nonfinite, spike
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.selection import Selection
@@ -45,6 +47,7 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0  # since the last metrics row
     loss_steps: int = 0
+    usual: float = 0.0  # loss: a running mean over about 50 steps
     skipped: int = 0  # steps without an update, their loss or gradient not being finite
     best: dict[str, float] = field(default_factory=dict)  # best evaluation's metrics and step
 
@@ -65,18 +68,20 @@ def fit(
     """
     options, device = cfg.trainer, next(model.parameters()).device
     dataset_size = len(data.train())
-    total = total_steps(cfg, dataset_size)
+    total, micro_size = total_steps(cfg, dataset_size), parallel.micro_batch(options)
     eval_every = options.eval_every or math.ceil(dataset_size / options.batch_size)
     autocast = precision(cfg, device)
     optimizer = build_optimizer(model, options)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    metrics, timing = Ledger(folder.path / "metrics.jsonl"), Ledger(folder.path / "timing.jsonl")
+    metrics, timing = folder.ledger("metrics.jsonl"), folder.ledger("timing.jsonl")
     progress = restore(state, model, optimizer, scaler)
     if state:
         log.info("continuing %s from step %d", folder.path, progress.step)
     for ledger in (metrics, timing):
         ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
+    tracker.replay(metrics.rows() + timing.rows())
     compiled = torch.compile(model) if cfg.runtime.compile else model
+    shared = parallel.share(compiled)
     selection = Selection(cfg, data)
 
     def record(row: dict[str, Any]) -> None:
@@ -89,20 +94,23 @@ def fit(
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "data": data.fingerprint,
+            "processes": parallel.size(),
             **vars(progress),
         }
-        checkpoint.save_last(folder.checkpoints, state)
+        began = time.perf_counter()
+        size = checkpoint.save(folder, state, keep=cfg.runtime.keep_checkpoints)
+        meter.saved(size, time.perf_counter() - began)
 
     def assess() -> dict[str, float]:
         began = time.perf_counter()
-        row = evaluate(compiled, data, selection.split, options.micro, autocast)
+        row = evaluate(compiled, data, selection.split, micro_size, autocast)
         meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
         row |= dead_scorers(model, sample[0])
         warn_if_dead(row, progress.step)
         if selection.better(row, progress.best):
             progress.best = {**row, "step": progress.step}
             best = {"model": model.state_dict(), "data": data.fingerprint, **progress.best}
-            write_atomic(folder.checkpoints / "best.pt", checkpoint.dump(best))
+            checkpoint.save_best(folder, best)
         return row
 
     def details() -> dict[str, float]:
@@ -117,12 +125,12 @@ def fit(
 
     loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
     batches = iter(loader)
-    per_step = options.batch_size // options.micro
+    per_step = options.batch_size // micro_size  # micro-batches, of all processes
     tokens = options.batch_size * data.sample_tokens
     meter = Meter(device, options.batch_size, tokens, timing.rows())
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
-    with stop_signals() as stop, bar:
+    with stop_signals(second_acts=parallel.size() == 1) as stop, bar:
         while progress.step < total:
             step = progress.step
             meter.start()
@@ -131,24 +139,31 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             loss = torch.zeros((), device=device)
-            for micro in range(per_step):
+            mine = range(parallel.rank(), per_step, parallel.size())
+            for micro in mine:
                 meter.fetching()
                 batch = to_device(next(batches), device)
                 meter.fetched()
                 reseed(device, cfg.seed, "dropout", step, micro)
-                with autocast():
-                    part = training_loss(compiled(batch[0]), batch[1]) / per_step
-                scaler.scale(part).backward()
+                with parallel.accumulating(shared, more=micro != mine[-1]):
+                    with autocast():
+                        part = training_loss(shared(batch[0]), batch[1]) / per_step
+                    # gradients become their mean over processes, and are to be their sum
+                    scaler.scale(part * parallel.size()).backward()
                 loss += part.detach()
             scaler.unscale_(optimizer)
             limit = options.grad_clip or math.inf
             norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
-            loss = loss.item()
+            loss = parallel.add(loss).item()
             overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
             if math.isfinite(loss) and (math.isfinite(norm) or overflow):
                 scaler.step(optimizer)
                 progress.loss_sum += loss
                 progress.loss_steps += 1
+                said = progress.usual and spike(cfg, step, loss, progress.usual, dataset_size)
+                if said:
+                    log.warning(said)
+                progress.usual += (loss - progress.usual) / 50 if progress.usual else loss
             else:
                 message = nonfinite(cfg, step, loss, norm, dataset_size, model, batch[0])
                 if options.on_nonfinite == "stop":
@@ -184,11 +199,13 @@ def fit(
                 tracker.log(times)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
-            if due(options.save_every) or stop.signum:
+            signum = parallel.agree(stop.signum, device)
+            if due(options.save_every) or signum:
                 save()
-            if stop.signum and not last:
-                text = f"{stop.name}: saved at step {progress.step} of {total} in {folder.path}; "
-                raise Interrupted(stop.signum, text + "the same command continues")
+            if signum and not last:
+                name = signal.Signals(signum).name
+                text = f"{name}: saved at step {progress.step} of {total} in {folder.path}; "
+                raise Interrupted(signum, text + "the same command continues")
     best = {f"best/{key}": value for key, value in progress.best.items()}
     if options.on_nonfinite == "skip":
         best["skipped_steps"] = progress.skipped

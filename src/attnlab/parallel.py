@@ -1,0 +1,129 @@
+"""Data-parallel training by torchrun: one process a device, the batches of one process.
+
+The micro-batches of a step go to the processes in turn, each with the random numbers of its place
+in the step, and gradients are added up. So W processes train as one process that accumulates over
+the same micro-batches, whatever W is. Without torchrun there is one process, and nothing here
+does anything.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnlab.config import Config, Trainer
+from attnlab.errors import BadInput
+
+PATIENCE = timedelta(hours=1)  # for the first process: it prepares the data, the others wait
+
+
+def rank() -> int:
+    """Number of this process among those started together; 0 writes, the others only compute."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes were started together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """While open, the processes that torchrun started work together; gloo on CPU, else NCCL."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        timeout=PATIENCE,
+        device_id=device if device.type == "cuda" else None,
+    )
+    if rank():
+        logging.getLogger("attnlab").setLevel(logging.ERROR)  # the first one says it all
+    yield
+    dist.destroy_process_group()  # not after an error: another process may not answer any more
+
+
+def quiet(cfg: Config) -> Config:
+    """For all but the first process: without W&B and progress bar."""
+    if rank() == 0:
+        return cfg
+    logger = cfg.logger.model_copy(update={"mode": "disabled"})
+    runtime = cfg.runtime.model_copy(update={"progress": False})
+    return cfg.model_copy(update={"logger": logger, "runtime": runtime})
+
+
+def micro_batch(options: Trainer) -> int:
+    """Samples that a process takes at a time."""
+    return options.micro_batch_size or max(1, options.batch_size // size())
+
+
+def check(options: Trainer) -> None:
+    """Errors: `BadInput` if the micro-batches of a step do not divide among the processes."""
+    micro, processes = micro_batch(options), size()
+    if options.batch_size % (micro * processes):
+        raise BadInput(
+            f"trainer.batch_size={options.batch_size}: must be a multiple of the {processes} "
+            f"processes times trainer.micro_batch_size={micro}"
+        )
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process does what is inside before the others do."""
+    if rank():
+        dist.barrier()
+    yield
+    if size() > 1 and rank() == 0:
+        dist.barrier()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if size() > 1:
+        dist.barrier()
+
+
+def add(values: Tensor) -> Tensor:
+    """Sum over processes, the same in each."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def agree(signum: int, device: torch.device) -> int:
+    """The signal that any process got, or 0: all end at the same step."""
+    if size() == 1:
+        return signum
+    largest = torch.tensor(signum, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def add_totals(values: Tensor) -> Tensor:
+    """Sum over processes in the order of their ranks; a process that saw nothing gives a scalar
+    0.
+    """
+    if size() == 1:
+        return values
+    parts: list = [None] * size()
+    dist.all_gather_object(parts, values.cpu())
+    return sum(parts, torch.zeros((), dtype=values.dtype)).to(values.device)
+
+
+def share(model: nn.Module) -> nn.Module:
+    """The model to train: backward adds up the mean of its gradients over processes."""
+    if size() == 1:
+        return model
+    # buffers are constants (positions, masks): the same in each process
+    return nn.parallel.DistributedDataParallel(model)
+
+
+def accumulating(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
+    """For a backward pass: with more to come in this step, gradients need not be added up yet."""
+    return model.no_sync() if more and size() > 1 else contextlib.nullcontext()

@@ -1,0 +1,84 @@
+"""Killed anywhere, in a save too, a run ends as the uninterrupted one, bit for bit.
+
+ATTNLAB_KILLS sets how often each kind of run is killed (`make chaos`).
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from conftest import metrics, rows_written, same_run
+
+KILLS = int(os.environ.get("ATTNLAB_KILLS", 3))
+IN_SAVE = max(1, KILLS // 4)  # so many of them
+STEPS = 120
+RUN = [
+    "scale=smoke",
+    f"trainer.max_steps={STEPS}",
+    "trainer.eval_every=30",
+    "trainer.save_every=7",
+    "trainer.batch_size=4",
+    "trainer.micro_batch_size=2",
+    "arch.ffn_width=4000",  # a checkpoint of some MiB: time to be killed in
+    "runtime.threads=1",
+]
+IMAGES = ["data=cifar10", "data.validation_size=20", "data.path={image_rows}"]
+KINDS = {
+    "lm": ["data=pydocs", "arch.dropout=0.1"],
+    "lm-workers": ["data=pydocs", "arch.dropout=0.1", "model=dagpam", "runtime.workers=2"],
+    "cifar": IMAGES,
+    "cifar-workers": [*IMAGES, "runtime.workers=2"],
+    "nt": ["data=nt", "model=expressive", "trainer.diagnostics=true"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kills():
+    """How often a run was killed, and inside a save, by kind; printed at the end."""
+    counts: dict[str, tuple[int, int]] = {}
+    yield counts
+    total, saves = (sum(column) for column in zip(*counts.values(), strict=True))
+    print(f"\n{total} kills, {saves} of them inside a save: " + ", ".join(counts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_anywhere(kind, kills, image_rows, start, train, tmp_path):
+    overrides = [*RUN, *(o.format(image_rows=image_rows) for o in KINDS[kind])]
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    code, _, err = train(*overrides, "hydra.run.dir=whole", "runtime.workers=0")
+    assert code == 0, err
+    draw = random.Random(kind)
+    last = len(metrics(whole)) - 10
+    # the first one before the first checkpoint
+    moments = [3, *sorted(draw.sample(range(10, last), KILLS - 1))]
+    in_save = set(draw.sample(moments[1:], IN_SAVE))
+    killed = saves = 0
+    while killed < KILLS or saves < IN_SAVE:
+        at = moments[killed] if killed < KILLS else rows_written(folder) + 1
+        process = start(*overrides, "hydra.run.dir=killed")
+        while rows_written(folder) < at and process.poll() is None:
+            time.sleep(0.001)
+        if at in in_save or killed >= KILLS:
+            while not saving(folder) and process.poll() is None:
+                pass
+        else:
+            time.sleep(draw.uniform(0, 0.02))
+        process.kill()
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL, err
+        killed += 1
+        saves += saving(folder)  # what a finished save does not leave
+    code, out, err = train(*overrides, "hydra.run.dir=killed")
+    assert code == 0 and out.splitlines()[-1] == "run: killed", err
+    assert "from step" in err
+    assert same_run(whole, folder)
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert len(names) == 3 and not any(name.endswith(".part") for name in names)
+    kills[kind] = killed, saves
+
+
+def saving(folder) -> bool:
+    """Whether a checkpoint is being written: a part of one is there."""
+    return any((folder / "checkpoints").glob(".*.part"))

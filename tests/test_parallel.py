@@ -1,0 +1,81 @@
+"""Several processes by torchrun train as one does, and are killed and resumed like one."""
+
+import os
+import signal
+import time
+
+from conftest import children, metrics, rows_written, same_run
+
+RUN = [
+    "scale=smoke",
+    "trainer.max_steps=50",
+    "trainer.eval_every=20",
+    "trainer.save_every=10",
+    "trainer.batch_size=8",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+]
+
+
+def test_two_processes_train_as_one(train, tmp_path):
+    """To the bit as one that accumulates over the same micro-batches; else as sums round."""
+    one, half = "trainer.micro_batch_size=null", "trainer.micro_batch_size=4"
+    for name, micro, processes in (("one", one, 1), ("halves", half, 1), ("two", one, 2)):
+        run = [*RUN, "arch.dropout=0", micro, f"hydra.run.dir={name}"]
+        code, _, err = train(*run, processes=processes)
+        assert code == 0, err
+    read = {name: (tmp_path / name / "metrics.jsonl").read_bytes() for name in ("halves", "two")}
+    assert read["halves"] == read["two"]
+    one, two = ([r for r in metrics(tmp_path / n) if "train/loss" in r] for n in ("one", "two"))
+    assert (
+        len(one) == 50
+        and max(off(a, b, "train/loss") for a, b in zip(one, two, strict=True)) < 1e-6
+    )
+    one, two = (metrics(tmp_path / name)[-1] for name in ("one", "two"))
+    assert off(one, two, "test/loss") < 1e-6  # every sample of the split once
+
+
+def off(one: dict, other: dict, key: str) -> float:
+    """Relative difference of a value in two rows."""
+    return abs(one[key] / other[key] - 1)
+
+
+def test_one_of_two_processes_is_killed(start, train, tmp_path):
+    for name in ("whole", "killed"):
+        run = [*RUN, "arch.dropout=0.1", f"hydra.run.dir={name}"]
+        if name == "killed":
+            process = start(*run, processes=2)
+            while rows_written(tmp_path / name) < 25:
+                time.sleep(0.001)
+            ranks = children(process.pid)
+            os.kill(ranks[1], signal.SIGKILL)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode and "another of the 2 processes ended" in err
+            assert not any(alive(pid) for pid in ranks)
+            code, _, err = train(*run)
+            assert code == 2 and "was trained by 2 process(es), now there are 1" in err
+        code, _, err = train(*run, processes=2)
+        assert code == 0, err
+    assert "continuing killed from step 20" in err
+    assert same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_batch_that_does_not_divide_is_refused_in_one_line(train, tmp_path):
+    code, _, err = train(*RUN, "trainer.batch_size=9", "hydra.run.dir=run", processes=2)
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code and not (tmp_path / "run").exists()
+    assert said == [
+        "error: trainer.batch_size=9: must be a multiple of the 2 processes times "
+        "trainer.micro_batch_size=4"
+    ]
+
+
+def test_a_sweep_is_not_for_several_processes(train, tmp_path):
+    code, _, err = train("-m", *RUN, "seed=0,1", processes=2)
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code and len(said) == 1 and "torchrun starts one run" in said[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+def alive(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
