@@ -157,7 +157,7 @@ def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):
     while rows_written(tmp_path / "run") < 20:
         time.sleep(0.01)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 5 and "Traceback" not in err
     assert "a process that loads data (runtime.workers=2) ended or hangs: " in err
     assert "the same command continues" in err

@@ -35,7 +35,7 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
             time.sleep(0.005)
         rows = rows_written(folder)
         process.send_signal(signum)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
         assert process.returncode == 128 + signum and "the same command continues" in err
         assert checkpoint.load(newest(folder))["step"] >= rows - 1
         result = json.loads((folder / "result.json").read_text())
@@ -54,7 +54,7 @@ def test_a_second_signal_acts_at_once(start, tmp_path):
     for _ in range(2):
         process.send_signal(signal.SIGINT)
         time.sleep(0.02)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
     assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
 
