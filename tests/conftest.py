@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 # Two test processes share the cores, and a thread that spins while it waits keeps others from
@@ -46,6 +45,12 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def heed_signals() -> None:
+    """A test session in the background or under nohup ignores these; its children would too."""
+    for signum in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path, cache):
     """Start train.py in an empty folder, as one process or as several by torchrun; returns a
@@ -74,8 +79,7 @@ def start(tmp_path, cache):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # a test session in the background ignores SIGINT, and its children would inherit that
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_signals,
         )
 
     return popen
