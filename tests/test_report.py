@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from conftest import config
+from conftest import MODELS, config
 
 from attnlab.report.render import report
 from attnlab.run import run
@@ -263,6 +263,16 @@ def test_ablations_do_not_change_the_comparison_of_the_papers_arms(make, tmp_pat
     assert (original[effect], original["verdict"]) == ("+2.33 %", "see above")
     for label in ("neural_d2 (d_prime=4)", "neural_d2 (d_prime=16)"):
         assert row(text, label, section=ablation)["published effect"] == "—"
+
+
+def test_every_shipped_mechanism_has_its_row(make, tmp_path):
+    for model in MODELS:
+        make(100.0, f"model={model}", "scale=mini")
+    make(99.0, "model=additive", "model.hidden=7", "scale=mini")
+    text = written(tmp_path / "runs")
+    assert all(row(text, model)["n"] == "1" for model in MODELS)
+    title = "pydocs, scale mini, protocol paper: ablation of hidden"
+    assert row(text, "additive (hidden=7)", section=title)["test perplexity"].startswith("99.00")
 
 
 def test_runs_are_compared_only_if_they_agree_in_everything_else(make, tmp_path):

@@ -74,8 +74,12 @@ def typed(value: Any) -> str:
 
 
 def default_hidden(config: dict[str, Any]) -> bool:
-    """Whether the score network has the widths that the protocol gives it at this d'."""
+    """Whether the score network has the widths that the protocol gives it at this d'; additive
+    attention: the head width.
+    """
     head_width = config["arch.width"] // config["arch.heads"]
+    if "model.d_prime" not in config:
+        return config["model.hidden"] == head_width
     d_prime = config["model.d_prime"] or head_width
     released = [d_prime, max(1, d_prime // 2)]
     return config["model.hidden"] == (
