@@ -1,10 +1,8 @@
-"""The scripts around a run, and Weights & Biases as its mirror."""
+"""The scripts around a run."""
 
 import json
-import struct
 
 import pytest
-from conftest import metrics
 
 
 @pytest.fixture(scope="module")
@@ -55,46 +53,6 @@ def test_bad_arguments_are_one_clear_line(lm, train, script, words, message):
     words = [word.format(lm=lm) for word in words]
     code, _, err = train(*words, script=f"scripts/{script}.py")
     assert code == 2 and message in err and "Traceback" not in err
-
-
-def test_wandb_offline_mirrors_the_metrics(start, tmp_path):
-    """No key, no terminal: an offline run with the names and last values of metrics.jsonl."""
-    process = start("scale=smoke", "hydra.run.dir=run", "logger=wandb")
-    process.communicate(timeout=120)
-    (file,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
-    history = offline_history(file)
-    last: dict = {}
-    for row in metrics(tmp_path / "run"):
-        last |= {k: v for k, v in row.items() if k != "step"}
-    found: dict = {}
-    for row in history:
-        found |= row
-    assert "test/perplexity" in last and "attention/0/dead_scorer" in last
-    assert {k: found.get(k) for k in last} == last
-    assert "memory/peak_mib" in found  # timing.jsonl is mirrored too
-
-
-def offline_history(file):
-    """History rows of a W&B offline file: a LevelDB log of protobuf records."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, at, parts, rows = file.read_bytes(), 7, b"", []  # 7: the file's own header
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # a block's tail too short for a header is padding
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole record, or the last part of one
-            record = wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-            if record.HasField("history"):
-                items = record.history.item
-                rows.append(
-                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-                )
-    return rows
 
 
 def test_benchmark_writes_comparable_rows(train, tmp_path):

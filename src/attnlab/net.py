@@ -1,7 +1,10 @@
 """Is a server there? Asked before libraries that would otherwise retry for minutes."""
 
+import http.client
 import os
-import socket
+import ssl
+import threading
+import urllib.error
 import urllib.request
 from urllib.parse import urlsplit
 
@@ -9,18 +12,35 @@ HUB = "https://huggingface.co"
 
 
 def reachable(url: str, timeout: float = 3.0) -> bool:
-    """Whether the host of `url`, or the proxy for it, accepts a TCP connection within `timeout`
-    s.
+    """Whether a server answers a request at `url`, through the proxy if one is set.
+
+    To accept a connection and say nothing is no answer. The whole question takes at most `timeout`
+    s: a name that nobody resolves or a host with many addresses could take minutes.
     """
-    wanted = urlsplit(url)
-    proxy = urllib.request.getproxies().get(wanted.scheme)
-    target = urlsplit(proxy) if proxy else wanted
-    port = target.port or (443 if target.scheme == "https" else 80)
+    answers = []
+
+    def ask() -> None:
+        answers.append(_answers(url, timeout))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return any(answers)
+
+
+def _answers(url: str, timeout: float) -> bool:
+    proxy = urllib.request.getproxies().get(urlsplit(url).scheme, "")
+    if proxy.startswith("socks"):
+        return True  # cannot be asked from here; the libraries may be able to
     try:
-        with socket.create_connection((target.hostname, port), timeout):
-            return True
-    except OSError:
+        urllib.request.build_opener().open(url, timeout=timeout).close()
+    except urllib.error.HTTPError as error:
+        return error.code < 500  # 502 to 504: a proxy speaks for a server that is away
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # whom to trust is the libraries' matter
+    except (OSError, http.client.HTTPException, ValueError):
         return False
+    return True
 
 
 def prepare_hub() -> None:

@@ -1,92 +1,170 @@
-"""Weights & Biases as a mirror of metrics.jsonl and timing.jsonl; training goes on without it."""
+"""Weights & Biases as a mirror of metrics.jsonl and timing.jsonl; training goes on without it.
 
+The two files are the record. Whoever continues a run replays them, so that the mirror gets what a
+crash, a lost network or a start without a server kept from it: online, the rows that the server
+lacks; offline, all of them, as W&B cannot resume an offline run.
+"""
+
+import contextlib
 import logging
-import netrc
 import os
 import secrets
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from attnlab.config import Config
+from attnlab.folder import write_atomic
 from attnlab.net import reachable
 
 log = logging.getLogger(__name__)
 
+Row = dict[str, Any]
+
+# What W&B's own environment variables say where the user's do not.
+ENVIRONMENT = {
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB__DISABLE_STATS": "true",
+    "WANDB_ERROR_REPORTING": "false",  # would hold up the end of a process without a network
+    "WANDB_INIT_TIMEOUT": "10",
+    "WANDB_FINISH_TIMEOUT": "30",
+    "WANDB_FINISH_TIMEOUT_RAISES": "true",
+}
+
+NO_KEY = "no API key is configured"
+
 
 class Tracker:
-    """One W&B run for one run folder: the same metric names, the configuration and the git state.
+    """A run's mirror while it trains: nothing here raises, or waits long for a server.
 
     mode auto: online if an API key is configured and the server answers, offline otherwise.
-    There is never a login prompt. Offline runs lie in <folder>/wandb and go up with `wandb
-    sync`.
+    There is never a login prompt. Offline runs lie in <folder>/wandb and go up with `wandb sync`
+    or scripts/upload.py.
     """
 
     def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any]):
-        self._run = None
-        if cfg.logger.mode == "disabled":
-            return
-        try:
-            self._run = _start(cfg, folder, environment)
-        except Exception as error:  # whatever W&B raises must not stop a run
-            log.warning("W&B is off for this run: %s", error)
+        self._mirror = None
+        if cfg.logger.mode != "disabled":
+            with self._harmless("W&B is off for this run"):
+                self._mirror = start(cfg, folder, environment)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def replay(self, rows: Iterable[Row]) -> None:
+        """Mirror what is in metrics.jsonl and timing.jsonl already."""
+        for row in by_step(rows):
+            self.log(row)
+
+    def log(self, row: Row) -> None:
         """Mirror one row of metrics.jsonl or timing.jsonl."""
-        if self._run is None:
-            return
-        values = {key: value for key, value in row.items() if key != "step"}
-        try:
-            self._run.log(values, step=row["step"])
-        except Exception as error:
-            log.warning("W&B is off from step %d: %s", row["step"], error)
-            self._run = None
+        if self._mirror:
+            with self._harmless(f"W&B is off from step {row['step']}"):
+                self._mirror.log(row)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Close the run, with result.json as its summary."""
-        if self._run is None:
-            return
+        """Close the W&B run, with result.json as its summary."""
+        if self._mirror:
+            with self._harmless("W&B did not get all rows"):
+                self._mirror.finish(result)
+
+    @contextlib.contextmanager
+    def _harmless(self, consequence: str) -> Iterator[None]:
         try:
-            self._run.summary.update(result)
-            self._run.finish(exit_code=0 if result["status"] == "finished" else 1)
-        except Exception as error:
-            log.warning("W&B did not finish: %s", error)
-        self._run = None
+            yield
+        except Exception as error:  # whatever W&B raises must not stop a run
+            reason = first_line(error)
+            log.warning("%s: %s; scripts/upload.py sends what is missing", consequence, reason)
+            self._mirror = None
 
 
-def _start(cfg: Config, folder: Path, environment: dict[str, Any]):
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
+class Mirror:
+    """The one W&B run of a run folder: same metric names, the configuration and the git state.
 
+    Raises whatever W&B raises.
+    """
+
+    def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any], mode: str):
+        id_file = folder / "wandb_id.txt"
+        if not id_file.is_file():
+            write_atomic(id_file, secrets.token_hex(8))
+        name = id_file.read_text()
+        self.run = _wandb().init(
+            project=cfg.logger.project,
+            id=name,
+            name=f"{cfg.data.name}-{cfg.model.name}-seed{cfg.seed}",
+            group=f"{cfg.data.name}-{cfg.scale}-{cfg.protocol}",
+            dir=folder,
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            config={**cfg.model_dump(), "environment": environment},
+        )
+        self._step = None
+        for older in (folder / "wandb").glob(f"offline-run-*-{name}"):
+            if older != Path(self.run.dir).parent:  # of rows that this run gets all
+                shutil.rmtree(older, ignore_errors=True)
+
+    def log(self, row: Row) -> bool:
+        """Send a row; False if the server has one of its step from an earlier process."""
+        self._step = row["step"]
+        if self._step < self.run.starting_step:
+            return False
+        values = {key: value for key, value in row.items() if key != "step"}
+        self.run.log(values, step=self._step)  # W&B joins rows of one step
+        return True
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Close the run, with result.json as its summary, in bounded time."""
+        if self._step is not None:  # the last row out first: its wall_s is not the result's
+            self.run.log({}, step=self._step, commit=True)
+        self.run.summary.update(result)
+        self.run.finish(exit_code=0 if result["status"] == "finished" else 1)
+
+
+def start(cfg: Config, folder: Path, environment: dict[str, Any]) -> Mirror:
+    """The folder's W&B run as logger.mode wants it; offline if that fails."""
     mode = cfg.logger.mode
     if mode != "offline":
-        settings = wandb.Settings()
-        key = os.environ.get("WANDB_API_KEY") or _stored_key(settings.base_url)
-        online = bool(key) and reachable(settings.base_url)
-        if mode == "online" and not online:
-            why = "its server does not answer" if key else "no API key is configured"
-            log.warning("logger.mode=online: %s; W&B runs offline", why)
-        mode = "online" if online else "offline"
-    id_file = folder / "wandb_id.txt"
-    if not id_file.is_file():
-        id_file.write_text(secrets.token_hex(8))
-    return wandb.init(
-        project=cfg.logger.project,
-        id=id_file.read_text(),
-        name=f"{cfg.data.name}-{cfg.model.name}-seed{cfg.seed}",
-        group=f"{cfg.data.name}-{cfg.scale}-{cfg.protocol}",
-        dir=folder,
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        config={**cfg.model_dump(), "environment": environment},
-        settings=wandb.Settings(init_timeout=30, console="off", x_disable_stats=True),
-    )
+        why = obstacle()
+        if why is None:
+            try:
+                return Mirror(cfg, folder, environment, "online")
+            except Exception as error:
+                why = first_line(error)
+                _wandb().teardown()  # it would keep the run's id to itself
+        if mode == "online" or why != NO_KEY:
+            log.warning("W&B runs offline: %s", why)
+    return Mirror(cfg, folder, environment, "offline")
 
 
-def _stored_key(server: str) -> str | None:
-    """The key that `wandb login` stored for this server in the user's netrc file."""
+def obstacle() -> str | None:
+    """What keeps W&B from being online, as far as a short look tells."""
+    wandb = _wandb()
     try:
-        found = netrc.netrc(os.environ.get("NETRC")).authenticators(urlsplit(server).hostname)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return found[2] if found else None
+        if not wandb.login(prompt=False, verify=False):
+            return NO_KEY
+    except Exception as error:  # a key in a wrong form
+        return first_line(error)
+    server = wandb.setup().settings.base_url
+    return None if reachable(server, timeout=2.0) else f"{server} does not answer"
+
+
+def by_step(rows: Iterable[Row]) -> list[Row]:
+    """One row for each step, in order: W&B drops what comes after a later step."""
+    steps: dict[int, Row] = {}
+    for row in rows:
+        steps.setdefault(row["step"], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def first_line(error: Exception) -> str:
+    """Of W&B's long messages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _wandb():
+    """The library, imported where it is used: it takes a second."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import wandb
+
+    return wandb

@@ -1,0 +1,313 @@
+"""Weights & Biases as a mirror: whatever becomes of process, server or login, it ends up with
+each row once, and training does not wait for it. The server is a small one of our own.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import config
+
+from attnlab.errors import FolderInUse
+from attnlab.folder import RunFolder
+from attnlab.run import run
+
+SMALL = ["data=nt", "scale=smoke", "model=dot_product", "data.eval_size=8", "runtime.threads=1"]
+LONG = [
+    *SMALL,
+    "trainer.max_steps=120",
+    "trainer.eval_every=30",
+    "trainer.save_every=40",
+    "hydra.run.dir=run",
+    "logger=wandb",
+]
+KEY = {"WANDB_API_KEY": 40 * "a"}
+SOON = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # seconds to the next upload; else 15
+PATIENCE = 20  # seconds; 5 on an idle machine, and 110 if W&B's own retries were waited for
+
+
+class Server(ThreadingHTTPServer):
+    """What wandb 0.31 asks of a W&B server that has one run; keeps its history and summary."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0):
+        self.lines, self.summary, self.known = [], {}, False
+        self.login, self.gone = True, False
+        super().__init__(("127.0.0.1", port), Answer)
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}", **KEY}
+
+    @property
+    def rows(self) -> list[dict]:
+        return [json.loads(line) for line in self.lines]
+
+    def leave(self) -> None:
+        """Gone from the network: no new connections, and those there are break."""
+        self.gone = True
+        self.shutdown()
+        self.server_close()
+
+    def answer(self, query: str, given: dict) -> dict:
+        project = {"id": "p", "name": "attnlab", "entity": {"id": "e", "name": "me"}}
+        bucket = {"id": "b", "name": given.get("name"), "displayName": "x", "config": "{}"}
+        bucket |= {"project": project, "historyLineCount": len(self.lines), "tags": []}
+        if "mutation UpsertBucket" in query:
+            self.known = True
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if "mutation CreateRunFiles" in query:
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        if "query RunResumeStatus" in query:
+            bucket |= {"summaryMetrics": json.dumps(self.summary), "wandbConfig": '{"t": 1}'}
+            bucket |= {"historyTail": json.dumps(self.lines[-1:]), "eventsTail": "[]"}
+            bucket |= {"logLineCount": 0, "eventsLineCount": 0}
+            return {"model": {**project, "bucket": bucket if self.known else None}}
+        return {}
+
+    def stream(self, files: dict) -> None:
+        for name, part in files.items():
+            if name == "wandb-history.jsonl":
+                self.lines[part["offset"] :] = part["content"]
+            if name == "wandb-summary.json":
+                self.summary = json.loads(part["content"][-1])
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.reply({})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.server.login:
+            self.reply({"errors": [{"message": "no such user"}]}, 401)
+        elif self.path == "/graphql":
+            self.reply({"data": self.server.answer(body["query"], body.get("variables") or {})})
+        else:
+            self.server.stream(body.get("files") or {})
+            self.reply({})
+
+    def reply(self, content: dict, status: int = 200) -> None:
+        if self.server.gone:
+            self.close_connection = True
+            return
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        yield server
+        server.shutdown()
+
+
+def record(folder: Path) -> dict[int, dict]:
+    """The files that W&B mirrors: for each step, the values of both."""
+    steps: dict[int, dict] = defaultdict(dict)
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        for line in (folder / name).read_text().splitlines():
+            row = json.loads(line)
+            steps[row.pop("step")] |= row
+    return steps
+
+
+def mirrored(history: list[dict]) -> dict[int, dict]:
+    """The same of W&B's rows; each step must be there once, and in order."""
+    steps = [row["_step"] for row in history]
+    assert steps == sorted(set(steps))
+    return {
+        row["_step"]: {k: v for k, v in row.items() if not k.startswith("_")} for row in history
+    }
+
+
+def offline(folder: Path) -> list[dict]:
+    """History rows of the folder's one offline run: a LevelDB log of protobuf records."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    assert file.stem == "run-" + (folder / "wandb_id.txt").read_text()
+    data, at, parts, rows = file.read_bytes(), 7, b"", []  # 7: the file's own header
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # a block's tail too short for a header is padding
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole record, or the last part of one
+            record = wandb_internal_pb2.Record.FromString(parts)
+            parts = b""
+            if record.HasField("history"):
+                items = record.history.item
+                rows.append(
+                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
+                )
+    return rows
+
+
+def stop(process: subprocess.Popen, folder: Path, rows: int) -> None:
+    """Halt the process, and not W&B's, once metrics.jsonl has so many rows."""
+    file = folder / "metrics.jsonl"
+    wait_for(lambda: file.is_file() and file.read_bytes().count(b"\n") >= rows)
+    process.send_signal(signal.SIGSTOP)
+    assert process.poll() is None
+
+
+def kill(process: subprocess.Popen) -> tuple[str, str]:
+    """SIGKILL; what it has written to stdout and stderr."""
+    process.kill()
+    return process.communicate()
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_killed_offline_run_is_whole_in_one_offline_run(start, train, server, tmp_path):
+    """First with a server that refuses, then with neither key nor terminal."""
+    folder = tmp_path / "run"
+    process = start(*LONG, **KEY, WANDB_BASE_URL="http://127.0.0.1:9")
+    stop(process, folder, 60)
+    assert time.time() - (folder / "env.json").stat().st_mtime < PATIENCE
+    _, err = kill(process)
+    assert err.startswith("W&B runs offline: http://127.0.0.1:9 does not answer\n")
+    code, _, err = train(*LONG)
+    assert code == 0 and "W&B" not in err
+    assert "from step 40" in err  # 20 steps were to be done again
+    rows = mirrored(offline(folder))
+    assert rows == record(folder)
+    assert rows[120].keys() >= {"train/loss", "val/loss", "test/loss", "memory/peak_mib"}
+
+    (directory,) = folder.glob("wandb/offline-run-*")
+    sync = [sys.executable, "-m", "wandb", "sync", directory]
+    env = {**os.environ, **server.env, "HOME": str(tmp_path)}
+    subprocess.run(sync, env=env, check=True, capture_output=True)
+    assert mirrored(server.rows) == rows
+
+
+def test_killed_online_run_continues_its_curve(start, train, server, tmp_path):
+    """Killed with the server ahead of the checkpoint, then where the server let nobody in."""
+    folder = tmp_path / "run"
+    process = start(*LONG, **server.env, **SOON)
+    stop(process, folder, 60)
+    wait_for(lambda: len(server.lines) > 50)
+    kill(process)
+    ahead = len(server.lines)
+    server.login = False
+    process = start(*LONG, **server.env)
+    stop(process, folder, 100)
+    assert time.time() - (folder / "env.json").stat().st_mtime < PATIENCE
+    assert re.search("^W&B runs offline: .*no such user", kill(process)[1], re.M)
+    server.login = True
+    assert len(server.lines) == ahead
+    code, _, err = train(*LONG, **server.env)
+    assert code == 0 and "W&B" not in err
+    rows = record(folder)
+    found = mirrored(server.rows)
+    assert found.keys() == rows.keys() and not list(folder.glob("wandb/offline-run-*"))
+    twice = range(41, ahead + 1)  # timed twice; W&B has the first measurement
+    assert [s for s in rows if rows[s] != found[s] and s not in twice] == []
+    result = json.loads((folder / "result.json").read_text())
+    assert {k: server.summary[k] for k in result} == result
+
+
+def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
+    """It accepts connections, and that is all."""
+    folder = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        silent = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        options = (*SMALL, "logger=wandb", "hydra.run.dir=run")
+        code, _, err = train(*options, **KEY, WANDB_BASE_URL=silent)
+    assert code == 0 and f"W&B runs offline: {silent} does not answer\n" in err
+    assert mirrored(offline(folder)) == record(folder)
+    began, ended = ((folder / name).stat().st_mtime for name in ("env.json", "result.json"))
+    assert ended - began < PATIENCE
+
+
+def test_server_lost_in_mid_run_and_the_rest_uploaded(start, train, server, tmp_path):
+    folder = tmp_path / "run"
+    process = start(*LONG, **server.env, **SOON, WANDB_FINISH_TIMEOUT="2")
+    stop(process, folder, 40)
+    wait_for(lambda: len(server.lines) > 20)
+    server.leave()
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "W&B did not get all rows: Timed out" in err
+    assert time.time() - (folder / "result.json").stat().st_mtime < PATIENCE
+    times = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
+    pauses = [b["wall_s"] - a["wall_s"] for a, b in pairwise(times[50:])]  # not while halted
+    assert max(pauses) < 5
+    kept = len(server.lines)
+    assert kept < len(times)
+
+    back = Server(server.server_port)
+    back.lines, back.summary, back.known = server.lines, server.summary, True
+    total = len(record(folder))
+    for new in (total - kept, 0):
+        code, out, err = train("run=run", script="scripts/upload.py", **back.env)
+        assert code == 0 and f"{new} of {total} rows are new: http" in out, err
+        assert mirrored(back.rows) == record(folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert {k: back.summary[k] for k in result} == result
+    back.shutdown()
+
+
+@pytest.fixture
+def unmirrored(tmp_path):
+    """A finished run that W&B knows nothing of; it skipped its first step, so had no loss then."""
+    cfg = config(*SMALL, "logger=none")
+    run(cfg, tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    file.write_text(re.sub('(?<="train/loss": )[^,]+', "null", file.read_text(), count=1))
+    return cfg, tmp_path / "run"
+
+
+def test_upload_writes_an_offline_run(unmirrored, train):
+    _, folder = unmirrored
+    for _ in range(2):
+        code, out, err = train("run", "mode=offline", script="scripts/upload.py")
+        assert code == 0 and out.startswith("4 of 4 rows are new: "), err
+        found = mirrored(offline(folder))
+        assert found == record(folder) and found[1]["train/loss"] is None
+
+
+def test_upload_refuses_in_one_line(unmirrored, train):
+    cfg, folder = unmirrored
+    refused = {"WANDB_BASE_URL": "http://127.0.0.1:9", **KEY}
+    for words, env, message in (
+        ([], {}, "mode=online: no API key is configured; mode=offline"),
+        ([], refused, "mode=online: http://127.0.0.1:9 does not answer; mode=offline"),
+        ([], {"WANDB_API_KEY": "short"}, "API key must have 40"),
+        (["mode=on"], {}, "mode=on: must be online or offline"),
+    ):
+        code, _, err = train("run=run", *words, script="scripts/upload.py", **env)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+    with RunFolder(folder, cfg):
+        code, _, err = train("run=run", script="scripts/upload.py")
+    assert code == FolderInUse.exit_code and "in use by process" in err
