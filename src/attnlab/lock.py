@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,10 @@ class Lock:
         while True:
             with contextlib.suppress(FileExistsError):
                 self._create(self.me)
+            if (owner := self._owner()) == self.me:
                 return
-            owner = self._owner()
-            with contextlib.suppress(FileNotFoundError):  # given up or taken in this moment
-                silent = self._silent()
+            with contextlib.suppress(FileNotFoundError):  # given up in this moment
+                silent = self._age(self.file)
                 # of this machine: its process is gone, or it would hold the kernel's lock
                 if owner.get("host") != self.me["host"] and silent < STALE:
                     raise FolderInUse(
@@ -89,17 +90,25 @@ class Lock:
                     )
                 self._depose(owner)
 
-    def _depose(self, stale: Owner) -> None:
-        """Take the file away from an owner that is gone, and from no other: of several that try,
-        a slower one may have moved what the faster one made, and puts it back.
+    def _depose(self, gone: Owner) -> None:
+        """Put this process in the place of an owner that is gone, one process at a time; `.owner`
+        is there all the while, so that nobody else can make it.
         """
-        aside = self.folder / f".owner.{self.me['token']}"
-        os.rename(self.file, aside)
-        moved = _read(aside)
-        if moved != stale:
-            with contextlib.suppress(FileExistsError):
-                self._create(moved)
-        aside.unlink()
+        gate = self.folder / ".takeover"
+        try:
+            open(gate, "x").close()
+        except FileExistsError:
+            if self._age(gate) > STALE:  # its process died in here
+                gate.unlink(missing_ok=True)
+            time.sleep(0.01)
+            return
+        try:
+            if self._owner() == gone:  # still
+                mine = self.folder / f".owner.{self.me['token']}"
+                mine.write_text(json.dumps(self.me))
+                os.replace(mine, self.file)
+        finally:
+            gate.unlink(missing_ok=True)
 
     def _create(self, owner: Owner) -> None:
         with open(self.file, "x") as file:  # of several at once, one succeeds
@@ -111,12 +120,12 @@ class Lock:
             return _read(self.file)
         return {}
 
-    def _silent(self) -> float:
-        """Seconds since the owner's last sign of life, by the file system's clock."""
+    def _age(self, file: Path) -> float:
+        """Seconds since a file was touched, by the file system's clock."""
         probe = self.folder / f".now.{self.me['token']}"
         probe.touch()
         try:
-            return probe.stat().st_mtime - self.file.stat().st_mtime
+            return probe.stat().st_mtime - file.stat().st_mtime
         finally:
             probe.unlink()
 
