@@ -53,10 +53,9 @@ smoke: setup  ## every model on every embedded data set, a few steps each
 test: setup  ## all tests
 	$(PY) -m pytest
 
-chaos: setup  ## runs killed 60 times, 2,000 random overrides, 20,000 steps: the long form of what test does (20 minutes on 2 cores)
+chaos: setup  ## runs killed 60 times, 20,000 steps: the long form of what test does (not yet timed)
 	ATTNLAB_KILLS=12 $(PY) -m pytest -n 0 -s tests/test_chaos.py
 	ATTNLAB_STEPS=20000 $(PY) -m pytest -n 0 -s tests/test_endurance.py
-	ATTNLAB_FUZZ=2000 $(PY) -m pytest -n 0 -s tests/test_fuzz.py
 
 lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .
