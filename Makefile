@@ -56,6 +56,7 @@ test: setup  ## all tests
 chaos: setup  ## runs killed 60 times, 20,000 steps: the long form of what test does (not yet timed)
 	ATTNLAB_KILLS=12 $(PY) -m pytest -n 0 -s tests/test_chaos.py
 	ATTNLAB_STEPS=20000 $(PY) -m pytest -n 0 -s tests/test_endurance.py
+	ATTNLAB_FUZZ=2000 $(PY) -m pytest -n 0 -s tests/test_fuzz.py
 
 lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .

@@ -185,7 +185,9 @@ def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, t
 
 
 def test_memory_that_ends_names_the_keys_that_need_less(train, tmp_path):
-    code, _, err = train("scale=smoke", "arch.ffn_width=1000000000000", "hydra.run.dir=run")
+    code, _, err = train(
+        "scale=smoke", "arch.width=1024", "arch.ffn_width=2000000000", "hydra.run.dir=run"
+    )
     assert code == 5 and "Traceback" not in err
     assert "out of cpu memory, peak" in err and "trainer.micro_batch_size=4" in err
     assert "Nothing was saved yet" in err

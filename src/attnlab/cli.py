@@ -6,8 +6,10 @@ that is wrong; only then does Hydra start the job, so bad input never leaves a f
 """
 
 import contextlib
+import functools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,10 +19,13 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config import ADDED, Config
 from attnlab.errors import (
@@ -31,6 +36,7 @@ from attnlab.errors import (
     OutOfResources,
     PeerLost,
 )
+from attnlab.fields import nameable
 from attnlab.folder import RunFolder
 from attnlab.validation import nearest, unknown_key, validate
 
@@ -42,13 +48,22 @@ def guard(main: Callable[[], None]) -> None:
     """Check the command line, then run `main`, a function that Hydra wraps."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    args = get_args_parser().parse_args()
-    informs = (args.help, args.hydra_help, args.info, args.shell_completion)
+    parser = get_args_parser()
+    parser.error = _refuse
     with exit_on_failure():
-        if not any(informs):
+        dashed = [word for word in sys.argv[1:] if re.match(r"-\w.*=", word)]
+        if dashed:  # argparse would take -protocol=released for -p
+            raise BadInput("\n".join(f"{w}: write {w.lstrip('-')}" for w in dashed))
+        args = parser.parse_args()
+        if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check(args.overrides, sweep=args.multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
     main()
+
+
+def _refuse(message: str) -> None:
+    """One line, where argparse would add a page of usage."""
+    raise BadInput(f"{message}; see --help")
 
 
 @contextlib.contextmanager
@@ -83,18 +98,25 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
 
     Errors: `BadInput` for what cannot be parsed.
     """
+    unclear = [o for o in overrides if not o.isprintable() or o.lstrip("+~").startswith("=")]
+    if unclear:
+        rule = "must be key=value, in one line of printable text"
+        raise BadInput("\n".join(f"{o!r}: {rule}" for o in unclear))
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
-        raise BadInput(f"{error.override}: cannot be parsed; write key=value") from None
+        raise BadInput(
+            f"{error.override or repr('')}: cannot be parsed; write key=value, "
+            "or \"key='value'\" around special characters"
+        ) from None
     single = [p.input_line for p in parsed if not p.is_sweep_override()]
     try:
         hydra = compose_config(single, hydra=True).hydra
-    except (HydraException, OmegaConfBaseException, BadInput):
-        hydra = None  # reported by _problems
-    if hydra is not None and hydra.mode == RunMode.MULTIRUN:
+        mode, grid = hydra.mode, hydra.sweeper.params or {}
+    except Exception:  # Hydra's errors share no base class; _problems reports this one
+        mode = None
+    if mode == RunMode.MULTIRUN:
         sweep = True
-        grid = hydra.sweeper.params or {}
         parsed = OverridesParser.create().parse_overrides(
             [f"{k}={v}" for k, v in grid.items()] + overrides
         )
@@ -107,40 +129,69 @@ def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job: compose, and on a bad override go on without it."""
     while True:
         try:
-            composed = compose_config(overrides, hydra=True)
-            cfg = validate(plain(composed))
-            RunFolder(run_path(cfg, composed.hydra.run.dir), cfg).check()
-            return
-        except BadInput as error:
-            yield from str(error).splitlines()
-            return
-        except (HydraException, OmegaConfBaseException) as error:
-            culprit = next((o for o in overrides if _blamed(o, error)), None)
-            if isinstance(error, MissingConfigException) and culprit:
-                group, _, choice = culprit.lstrip("+").partition("=")
-                options = sorted(error.options or [])
-                near = nearest(choice, options)
-                yield f"{culprit}: unknown {group}{near}; allowed: {', '.join(options)}"
-            elif culprit:
-                key = culprit.lstrip("+~").partition("=")[0]
-                unknown = str(error).startswith("Could not override")
-                yield unknown_key(key) if unknown else _first_line(culprit, error)
-            else:
+            values, chosen = _composed(overrides)
+            break
+        except Exception as error:  # Hydra's errors share no base class
+            culprit = _culprit(overrides, error)
+            if culprit is None:
                 yield _first_line(" ".join(overrides), error)
                 return
+            key, _, value = culprit.lstrip("+~").partition("=")
+            choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
+            options = sorted(getattr(error, "options", None) or choices)
+            if culprit.startswith("~") and options:
+                yield f"{culprit}: cannot be left out; allowed: {', '.join(options)}"
+            elif options and type(error) is not ConfigCompositionException:
+                near = nearest(value, options)
+                yield f"{culprit}: unknown {key}{near}; allowed: {', '.join(options)}"
+            elif str(error).startswith("Could not override") or "does not exist" in str(error):
+                yield unknown_key(getattr(error.__cause__, "full_key", None) or key)
+            else:
+                yield _first_line(culprit, error)
             overrides = [o for o in overrides if o != culprit]
+    try:
+        cfg = validate(values)
+        RunFolder(run_path(cfg, chosen), cfg).check()
+    except BadInput as error:
+        yield from str(error).splitlines()
+
+
+def _composed(overrides: list[str]) -> tuple[dict, str]:
+    """The configuration as a plain dict, and hydra.run.dir."""
+    composed = compose_config(overrides, hydra=True)
+    return plain(composed), composed.hydra.run.dir
+
+
+def _culprit(overrides: list[str], error: Exception) -> str | None:
+    """The override that Hydra's error is about: the one it names, or else the one without which
+    there is no error, or at least another one.
+    """
+    for override in overrides:
+        if _blamed(override, error):
+            return override
+    changes = None
+    for override in reversed(overrides):  # what was typed last is most likely wrong
+        try:
+            _composed([o for o in overrides if o != override])
+            return override
+        except Exception as other:
+            if str(other) != str(error):
+                changes = changes or override
+    return changes
 
 
 def _blamed(override: str, error: Exception) -> bool:
     key, _, value = override.lstrip("+~").partition("=")
     if isinstance(error, MissingConfigException):
         return error.missing_cfg_file == f"{key}/{value}"
-    text = str(error)
-    return f"'{key}'" in text or f"'{override}'" in text or f"{key}=" in text
+    named = f"'{key}'", f"'{override}'", f"override {key}=", f"full_key: {key}\n"
+    return any(name in f"{error}\n".replace("Override", "override") for name in named)
 
 
 def _first_line(what: str, error: Exception) -> str:
-    line = str(error).strip().splitlines()[0]
+    if str(error).startswith("Error merging override") and error.__cause__:
+        error = error.__cause__  # says why
+    line = (str(error).strip().splitlines() or [repr(error)])[0]
     if line.startswith("Ambiguous value"):
         line = "several values; add -m for a sweep, or write [a,b] for a list"
     return f"{what}: {line}"
@@ -148,8 +199,13 @@ def _first_line(what: str, error: Exception) -> str:
 
 def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
     """What Hydra makes of the overrides; with `hydra`, its own settings as well."""
+    return _compose(tuple(overrides), hydra)
+
+
+@functools.lru_cache(maxsize=1)  # 0.1 s, and the same is asked several times in a row
+def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=overrides, return_hydra_config=hydra)
+        return compose("train", overrides=list(overrides), return_hydra_config=hydra)
 
 
 def plain(composed) -> dict:
@@ -160,7 +216,12 @@ def plain(composed) -> dict:
 
 def run_path(cfg: Config, chosen: str) -> Path:
     """The run folder: Hydra's run.dir if the user chose one, else by configuration."""
-    return Path(cfg.folder if chosen == "." else chosen)
+    if Path(chosen) == Path():
+        return Path(cfg.folder)
+    try:
+        return Path(nameable(chosen))
+    except ValueError as error:
+        raise BadInput(f"hydra.run.dir={chosen}: {error}") from None
 
 
 def load(folder: Path, name: str = "run") -> Config:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from attnlab.fields import Count, Name, Positive, PositiveInt, Section, Share
+from attnlab.fields import LARGEST, Count, Name, PathName, Positive, PositiveInt, Section, Share
 from attnlab.options import Model
 
 # Sections that cannot change a result; they may differ from one start of a run to the next.
@@ -66,10 +66,10 @@ Task = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]  # [N, ta
 class Text(Section):
     name: Literal["wikitext103", "wikitext2", "pydocs"]
     kind: Literal["text"]
-    path: Annotated[str, Field(min_length=1)] | None
+    path: PathName | None
     config: str | None
-    tokenizer: Annotated[str, Field(min_length=1)]
-    vocab_size: Annotated[int, Field(ge=16)]
+    tokenizer: PathName
+    vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
     sequence_length: PositiveInt
     eval_stride: PositiveInt
 
@@ -86,7 +86,7 @@ class Augment(Section):
 class Image(Section):
     name: Literal["cifar10", "cifar100", "digits"]
     kind: Literal["image"]
-    path: Annotated[str, Field(min_length=1)] | None
+    path: PathName | None
     config: str | None
     image_column: str
     label_column: str
@@ -98,7 +98,7 @@ class Image(Section):
 class Symbols(Section):
     name: Literal["nt"]
     kind: Literal["symbols"]
-    n: Annotated[int, Field(ge=2)]
+    n: Annotated[int, Field(ge=2, le=LARGEST)]
     tau: PositiveInt
     ladder: Annotated[list[Task], Field(min_length=1)] | None
     sequence_length: PositiveInt
@@ -149,13 +149,13 @@ class Logger(Section):
 
 class Runtime(Section):
     device: Literal["auto", "cpu", "cuda"]
-    threads: PositiveInt | None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None
     workers: Annotated[int, Field(ge=0, le=64)]
     compile: bool
     progress: bool
-    keep_checkpoints: Annotated[int, Field(ge=2)]
-    output_root: Annotated[str, Field(min_length=1)]
-    cache: Annotated[str, Field(min_length=1)]
+    keep_checkpoints: Annotated[int, Field(ge=2, le=LARGEST)]
+    output_root: PathName
+    cache: PathName
 
 
 Arch = Annotated[LM | ViT, Field(discriminator="body")]

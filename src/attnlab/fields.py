@@ -1,14 +1,33 @@
 """Building blocks of the configuration's schema."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1  # of any size or count: further on, integers overflow in torch
+
+
+def nameable(path: str) -> str:
+    """The path itself. Errors: `ValueError` if no file can have it as its name."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # said where the file is needed
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    except RuntimeError as error:  # ~user
+        raise ValueError(error) from None
+    return path
+
+
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
+PathName = Annotated[str, Field(min_length=1), AfterValidator(nameable)]
 
 
 class Section(BaseModel):

@@ -90,9 +90,11 @@ class RunFolder:
         return self.writes
 
     def discard_if_empty(self) -> None:
-        """Remove the folder if nothing is in it: Hydra makes it before we can look."""
+        """Remove the folder, and then those around it, as far as nothing is in them: Hydra makes
+        them before we can look.
+        """
         with contextlib.suppress(OSError):
-            self.path.rmdir()
+            os.removedirs(self.path)
 
     def write(self, name: str, content: str | bytes, check: Check | None = None) -> None:
         """Write a file whole or not at all: see `write_atomic`."""

@@ -48,11 +48,13 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
         return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
     if error["type"] == "missing":
         return f"{key}: ", "missing"
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.{error['ctx']['discriminator'][1:-1]}: ", "missing"
     if error["type"] == "union_tag_invalid":  # names the key that chooses among the variants
         kind, allowed = (error["ctx"][k].strip("'") for k in ("discriminator", "expected_tags"))
         near = nearest(error["ctx"]["tag"], allowed.split("', '"))
         return f"{key}.{kind}={error['ctx']['tag']}: ", f"must be '{allowed}'{near}"
-    message = error["msg"].replace("Input should be ", "must be ")
+    message = error["msg"].replace("Input should be ", "must be ").removeprefix("Value error, ")
     allowed = error.get("ctx", {}).get("expected", "")
     if isinstance(error["input"], str) and "'" in allowed:
         message += nearest(error["input"], allowed.split("'")[1::2])
@@ -79,6 +81,8 @@ def unknown_key(key: str) -> str:
 def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Every dotted key of the schema."""
     for name, field in section.model_fields.items():
+        if not field.is_required():
+            continue  # nothing to type
         yield prefix + name
         variants = getattr(field.annotation, "__args__", (field.annotation,))
         for variant in variants:
