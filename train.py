@@ -3,7 +3,8 @@
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from attnlab.cli import exit_on_failure, guard, plain, run_path
+from attnlab.cli import exit_on_failure, guard
+from attnlab.compose import plain, run_path
 from attnlab.validation import validate
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.cli import exit_on_failure, load
+from attnlab.cli import exit_on_failure
+from attnlab.compose import load
 from attnlab.config import Config
 from attnlab.errors import BadInput
 from attnlab.validation import nearest

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from attnlab.cli import compose_config, exit_on_failure, plain
+from attnlab.cli import exit_on_failure
+from attnlab.compose import compose_config, plain
 from attnlab.device import keep_freed_memory
 from attnlab.errors import BadInput
 from attnlab.validation import validate

@@ -11,7 +11,8 @@ the training samples.
 import sys
 from pathlib import Path
 
-from attnlab.cli import exit_on_failure, load
+from attnlab.cli import exit_on_failure
+from attnlab.compose import load
 from attnlab.config import Config
 
 

@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 import torch
 
-from attnlab import cli
+from attnlab import compose
 from attnlab.config import Config
 from attnlab.kernels.cpp_backend import cache_folder
 from attnlab.training import checkpoint
 from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = sorted(p.stem for p in (cli.CONFIGS / "model").glob("*.yaml"))
+MODELS = sorted(p.stem for p in (compose.CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def config(*overrides: str) -> Config:
     """What `python train.py <overrides>` would run."""
-    return validate(cli.plain(cli.compose_config(list(overrides))))
+    return validate(compose.plain(compose.compose_config(list(overrides))))
 
 
 @pytest.fixture(scope="session", autouse=True)

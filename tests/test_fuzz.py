@@ -23,7 +23,7 @@ from conftest import ROOT, config
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from attnlab import cli
+from attnlab import cli, compose
 from attnlab.config import Config
 from attnlab.errors import NonFinite, OutOfResources
 from attnlab.folder import flatten
@@ -50,8 +50,8 @@ SMOKE = {
     "image": ["data.image_size=16", "arch.patch_size=4"],
 }
 GROUPS = {
-    str(folder.relative_to(cli.CONFIGS)): sorted(p.stem for p in folder.glob("*.yaml"))
-    for folder in cli.CONFIGS.iterdir()
+    str(folder.relative_to(compose.CONFIGS)): sorted(p.stem for p in folder.glob("*.yaml"))
+    for folder in compose.CONFIGS.iterdir()
     if folder.is_dir()
 }
 # What is no value of most keys, and what the command line's grammar makes something else of.
@@ -285,9 +285,9 @@ def directly(words: list[str]) -> None:
     """What train.py does, composing once: Hydra would do it three times, the longest part."""
     with cli.exit_on_failure():
         cli.check(words)
-        composed = cli.compose_config(words, hydra=True)
-        cfg = validate(cli.plain(composed))
-        run(cfg, cli.run_path(cfg, composed.hydra.run.dir))
+        composed = compose.compose_config(words, hydra=True)
+        cfg = validate(compose.plain(composed))
+        run(cfg, compose.run_path(cfg, composed.hydra.run.dir))
 
 
 def check_end(words: list[str], drawn: list[str]) -> int:

@@ -407,7 +407,7 @@ def test_a_missing_checkpoint_costs_one_figure(make, tmp_path):
 def test_figure_1_shows_the_trained_score_network(trained, reported):
     import torch
 
-    from attnlab.cli import load
+    from attnlab.compose import load
     from attnlab.models.attention.neural import NeuralAttention
     from attnlab.training.checkpoint import load_best
 

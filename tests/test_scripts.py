@@ -13,8 +13,9 @@ def shared(tmp_path_factory):
 @pytest.fixture
 def lm(shared, train):
     folder = shared / "lm"
-    code, _, err = train("scale=smoke", f"hydra.run.dir={folder}")
-    assert code == 0, err
+    if not folder.exists():
+        code, _, err = train("scale=smoke", f"hydra.run.dir={folder}")
+        assert code == 0, err
     return folder
 
 
@@ -28,6 +29,16 @@ def test_generate_is_a_function_of_its_seed(lm, train):
     call = (f"run={lm}", "prompt=The statement", "tokens=12", "temperature=1.5")
     texts = [train(*call, f"seed={s}", script="scripts/generate.py")[1] for s in (0, 0, 1)]
     assert texts[0].startswith("The statement") and texts[0] == texts[1] != texts[2]
+
+
+def test_a_damaged_tokenizer_is_one_line(lm, train):
+    file = lm / "tokenizer.json"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    code, _, err = train(f"run={lm}", "prompt=x", "tokens=1", script="scripts/generate.py")
+    file.write_bytes(whole)
+    assert code == 2 and err.startswith(f"error: {file}: not a tokenizer.json: ")
+    assert "Traceback" not in err
 
 
 def test_summary_lists_finished_and_unfinished_runs(lm, shared, train):

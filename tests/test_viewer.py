@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from test_report import Page
 from tokenizers import Tokenizer
 
-from attnlab.cli import load
+from attnlab.compose import load
 from attnlab.models.transformer import build_model
 from attnlab.report import pictures
 from attnlab.report.maps import plot

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config import Config
+from attnlab.data.tokenizer import load_tokenizer
 from attnlab.errors import BadInput
 from attnlab.models.transformer import build_model
 from attnlab.training import checkpoint
@@ -52,12 +53,11 @@ def generate(
 def language_model(cfg: Config, folder: Path, device: torch.device):
     """The tokenizer and the trained model, in evaluation mode, of the text run in `folder`.
 
-    Errors: `BadInput` if its best checkpoint is missing or damaged.
+    Errors: `BadInput` if its best checkpoint or its tokenizer is missing or damaged.
     """
-    from tokenizers import Tokenizer
-
     best = checkpoint.load_best(folder / "checkpoints")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = folder / "tokenizer.json"
+    tokenizer = load_tokenizer(file, str(file))
     vocab = tokenizer.get_vocab_size()
     model = build_model(cfg, vocab, vocab, cfg.data.sequence_length).to(device).eval()
     model.load_state_dict(best["model"])

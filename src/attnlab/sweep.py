@@ -17,7 +17,7 @@ from pathlib import Path
 
 from joblib import Parallel, delayed
 
-from attnlab.cli import CONFIGS, compose_config, plain, run_path
+from attnlab.compose import CONFIGS, compose_config, plain, run_path
 from attnlab.config import Config
 from attnlab.errors import FolderInUse
 from attnlab.folder import RunFolder

@@ -15,22 +15,19 @@ def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
     """What identifies data.tokenizer, and a function that makes it; `train` needs the source's
     training split. Errors: `BadInput` if it cannot be had.
     """
-    from tokenizers import Tokenizer
-
     name = data.tokenizer
     if name == "train":
         return f"train {data.vocab_size}", lambda: _train_wordpiece(source, data.vocab_size)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise BadInput(f"data.tokenizer={name}: not a tokenizer.json: {error}") from None
+        tokenizer = load_tokenizer(path, f"data.tokenizer={name}")
         return file_digest(path), lambda: tokenizer
     if name.startswith((".", "/", "~")) or name.endswith(".json"):
         raise BadInput(f"data.tokenizer={name}: no such file")
     prepare_hub()
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_pretrained(name)
     except Exception as error:  # the hub's errors share no base class
@@ -39,6 +36,16 @@ def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
             "without a network: data.tokenizer=train or a tokenizer.json, and data.path=<folder>"
         ) from None
     return digest(tokenizer.to_str().encode()), lambda: tokenizer
+
+
+def load_tokenizer(file: Path, name: str):
+    """The tokenizer of a tokenizer.json. Errors: `BadInput` that begins with `name`."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise BadInput(f"{name}: not a tokenizer.json: {error}") from None
 
 
 def _train_wordpiece(source, vocab_size: int):

@@ -1,0 +1,53 @@
+"""From overrides, or from a run folder, to a configuration."""
+
+import functools
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from attnlab.config import ADDED, Config
+from attnlab.errors import BadInput
+from attnlab.fields import nameable
+from attnlab.validation import validate
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
+    """What Hydra makes of the overrides; with `hydra`, its own settings as well."""
+    return _compose(tuple(overrides), hydra)
+
+
+@functools.lru_cache(maxsize=1)  # 0.1 s, and the same is asked several times in a row
+def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=list(overrides), return_hydra_config=hydra)
+
+
+def plain(composed) -> dict:
+    """The composed configuration without Hydra's own as a plain dict, interpolations resolved."""
+    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    return OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+
+
+def run_path(cfg: Config, chosen: str) -> Path:
+    """The run folder: Hydra's run.dir if the user chose one, else by configuration."""
+    if Path(chosen) == Path():
+        return Path(cfg.folder)
+    try:
+        return Path(nameable(chosen))
+    except ValueError as error:
+        raise BadInput(f"hydra.run.dir={chosen}: {error}") from None
+
+
+def load(folder: Path, name: str = "run") -> Config:
+    """The configuration that a run folder was made with; `name` is its key on the command line."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise BadInput(f"{name}={folder}: no run folder there (it has no config.yaml)")
+    stored = OmegaConf.load(file)
+    for key, before in ADDED.items():
+        if OmegaConf.select(stored, key) is None:
+            OmegaConf.update(stored, key, before)
+    return validate(plain(stored))
