@@ -4,17 +4,23 @@ ATTNLAB_KILLS sets how often each kind of run is killed (`make chaos`); without 
 not every kind.
 """
 
+import multiprocessing
 import os
 import random
 import signal
 import time
 
 import pytest
-from conftest import metrics, rows_written, same_run
+import torch
+from conftest import config, metrics, rows_written, same_run
+
+from attnlab.folder import RunFolder
+from attnlab.training import checkpoint
 
 LONG = "ATTNLAB_KILLS" in os.environ
 KILLS = int(os.environ.get("ATTNLAB_KILLS", 3))
 IN_SAVE = max(1, KILLS // 4)  # so many of them
+SAVES = 150 if LONG else 10  # kills of a process that does nothing else
 STEPS = 120
 RUN = [
     "scale=smoke",
@@ -36,7 +42,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def kills():
     """How often a run was killed, and inside a save, by kind; printed at the end."""
     counts: dict[str, tuple[int, int]] = {}
@@ -79,6 +85,44 @@ def test_killed_anywhere(kind, kills, image_rows, start, train, tmp_path):
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert len(names) == 3 and not any(name.endswith(".part") for name in names)
     kills[kind] = killed, saves
+
+
+def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsys):
+    """No file under a final name is ever damaged, none is lost, nothing piles up; the place for
+    temporary files is another file system.
+    """
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "attnlab.run", "attnlab.compose"])  # once for all
+    cfg, draw, reached, saves = config("scale=smoke"), random.Random(0), 0, 0
+    for _ in range(SAVES):
+        process = context.Process(target=save_only, args=(cfg, tmp_path))
+        process.start()
+        while not (tmp_path / "checkpoints" / f"step_{reached + 1:09}.pt").is_file():
+            assert process.is_alive()
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.2))  # a save or two
+        process.kill()
+        process.join()
+        saves += saving(tmp_path)
+        whole = sorted((tmp_path / "checkpoints").glob("step_*.pt"))
+        steps = [checkpoint.load(path)["step"] for path in whole]
+        assert len(steps) <= 3 and steps[-1] > reached
+        reached = steps[-1]
+    with capsys.disabled():
+        print(f"\n{SAVES} kills of a process that only saves, {saves} inside, {reached} saves")
+    with RunFolder(tmp_path, cfg):  # the next start clears away
+        assert not saving(tmp_path)
+
+
+def save_only(cfg, path) -> None:
+    """Checkpoints of 8 MiB, one after another, from the newest one on."""
+    with RunFolder(path, cfg) as folder:
+        state = checkpoint.load_newest(folder.checkpoints) or {"step": 0}
+        while True:
+            step = state["step"] + 1
+            state = {"step": step, "model": torch.full((2**21,), float(step))}
+            checkpoint.save(folder, state, keep=2)
 
 
 def saving(folder) -> bool:
