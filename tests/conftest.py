@@ -46,7 +46,10 @@ def cache(tmp_path_factory) -> Path:
 
 
 def heed_signals() -> None:
-    """A test session in the background or under nohup ignores these; its children would too."""
+    """A test session in the background or under nohup ignores these; its children would too. They
+    get a process group of their own, which tests can signal.
+    """
+    os.setpgrp()
     for signum in (signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, signal.SIG_DFL)
 

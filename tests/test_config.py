@@ -55,6 +55,7 @@ BAD = [
     ("trainer.warmup_steps=9999", "must be at most trainer.max_steps=600"),
     ("trainer.schedule=step", "trainer.schedule=step needs some"),
     ("model=neural_full model.projection_bias=true", "has no projection"),
+    ("hydra.mode=MULTIRUN hydra.run.dir=x seed=0,1", "hydra.run.dir: the runs of a sweep have"),
     ("hydra.run.dir=/dev/null/x", "/dev/null is not a writable folder"),
     ("seed=", "seed=: must be a valid integer"),
     ("seed=0,1", "add -m for a sweep"),

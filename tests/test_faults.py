@@ -135,6 +135,12 @@ def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
     (tmp_path / "env.json").write_text(json.dumps(env | {"torch": "1.0"}))
     run(cfg, tmp_path)
     assert "began with torch 1.0, goes on with" in caplog.text
+    now = json.loads((tmp_path / "env.json").read_text())
+    assert now.pop("before") == [env | {"torch": "1.0"}] and now["torch"] == env["torch"]
+    caplog.clear()
+    (tmp_path / "result.json").unlink()
+    run(cfg, tmp_path)
+    assert "began with torch 1.0, goes on with" in caplog.text
 
 
 def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_path):
@@ -169,11 +175,18 @@ def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, t
     process = [sys.executable, str(ROOT / "train.py"), *words, f"runtime.cache={cache}"]
     process += ["logger=none"]
     assert train("scale=smoke", "hydra.run.dir=prepares_the_data")[0] == 0
-    blocks = 60  # KiB: metrics fit, a checkpoint does not
-    command = f"ulimit -f {blocks}; exec {shlex.join(process)}"
-    done = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
+
+    def limited(blocks: int) -> subprocess.CompletedProcess:
+        """Files may have so many KiB."""
+        command = f"ulimit -f {blocks}; exec {shlex.join(process)}"
+        return subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+
+    done = limited(3)  # config.yaml fits, tokenizer.json does not
+    assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
+    assert "run/tokenizer.json: cannot be written (File too large)" in done.stderr
+    done = limited(60)  # metrics fit, a checkpoint does not
     assert done.returncode == 5, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "run/checkpoints" in line and "cannot be written (File too large)" in line

@@ -46,6 +46,19 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     assert same_run(tmp_path / "whole", folder)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_path):
+    """Its loading processes go on until the step is finished and saved."""
+    words = ("runtime.workers=2", "trainer.batch_size=32", "trainer.micro_batch_size=1")
+    process = start(*RUN, *words, "hydra.run.dir=run")
+    while rows_written(tmp_path / "run") < 2:
+        time.sleep(0.005)
+    os.killpg(process.pid, signum)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signum and "the same command continues" in err
+    assert newest(tmp_path / "run") and "Traceback" not in err
+
+
 def test_a_second_signal_acts_at_once(start, tmp_path):
     long_steps = ("scale=smoke", "trainer.batch_size=2048", "trainer.max_steps=100")
     process = start(*long_steps, "trainer.eval_every=100", "hydra.run.dir=run")
@@ -166,6 +179,18 @@ def test_a_folder_from_before_checkpoints_had_their_step_as_name_continues(finis
     newest(folder).rename(folder / "checkpoints" / "last.pt")
     newest(folder).rename(folder / "checkpoints" / "previous.pt")
     assert checkpoint.load_newest(folder / "checkpoints")["step"] == 4
+
+
+def test_a_damaged_best_checkpoint_is_found_before_training_goes_on(finished):
+    cfg, folder = finished
+    newest(folder).unlink()
+    (folder / "result.json").unlink()
+    best = folder / "checkpoints" / "best.pt"
+    best.write_bytes(best.read_bytes()[:-1])
+    rows = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(BadInput, match=r"best.pt is not what was saved.*move the run folder away"):
+        run(cfg, folder)
+    assert (folder / "metrics.jsonl").read_bytes() == rows
 
 
 def test_checkpoint_that_runs_code_is_refused(tmp_path):

@@ -34,10 +34,10 @@ def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
     while not any(p.read_text() for p in tmp_path.glob("outputs/*/*/*/timing.jsonl")):
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 128 + signal.SIGTERM, err
-    assert "SIGTERM: saved at step" in err and "sweep stopped; the same command continues" in out
+    assert process.returncode == 128 + signal.SIGHUP, err
+    assert "SIGHUP: saved at step" in err and "sweep stopped; the same command continues" in out
     assert len({p.parent for p in tmp_path.glob("outputs/*/*/*/checkpoints/step_*.pt")}) == 1
 
 
@@ -85,27 +85,40 @@ def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
     assert trained == 2 and len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 2
 
 
-@pytest.mark.parametrize("whom", ["queue", "training"])
-def test_a_preempted_job_of_a_cluster_is_queued_again_and_resumes(whom, start, train, tmp_path):
-    """The cluster signals the job's first process before its time ends, or all of them."""
+@pytest.mark.parametrize(("whom", "rows"), [("queue", 20), ("training", 20), ("training", 0)])
+def test_a_preempted_job_of_a_cluster_is_queued_again_and_resumes(
+    whom, rows, start, train, tmp_path
+):
+    """The cluster signals the job's first process before its time ends, or all of them; in
+    training, or before it began.
+    """
     run = ("data=nt", *SHORT, "trainer.save_every=1000")
     local = [f"hydra.launcher.cluster.{k}" for k in ("cluster=local", "gpus_per_node=0")]
     process = start("-m", *run, "launcher=submitit_slurm", *local)
-    while not any(
-        rows_written(f.parent) > 20 for f in tmp_path.glob("outputs/nt/*/*/metrics.jsonl")
+    pids = [process.pid]
+    while len(pids) < 4 or (
+        rows and not any(rows_written(f) > rows for f in tmp_path.glob("outputs/nt/*/*"))
     ):
         assert process.poll() is None
         time.sleep(0.01)
-    (controller,) = children(process.pid)
-    (task,) = children(controller)
-    (training,) = children(task)
+        pids = [process.pid]  # and below it: controller, task, training
+        while below := children(pids[-1]):
+            pids += below
+    *_, task, training = pids
     os.kill(*((task, signal.SIGUSR1) if whom == "queue" else (training, signal.SIGTERM)))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "sweep: 1 of 1 finished" in out, err
     log = "".join(file.read_text() for file in tmp_path.glob("outputs/slurm/*_log.*"))
-    assert "Requeued job" in log and "continuing outputs/nt" in log
+    assert "Requeued job" in log and ("continuing outputs/nt" in log) == bool(rows)
     assert train(*run, "hydra.run.dir=whole")[0] == 0
     assert same_run(tmp_path / "whole", next(tmp_path.glob("outputs/nt/*/*")))
+
+
+def test_a_launcher_that_could_run_nothing_is_one_line(train):
+    words = ("scale=smoke", "seed=0,1", "launcher=joblib", "hydra.launcher.n_jobs=-1")
+    code, _, err = train("-m", *words)
+    assert code == 2
+    assert err == "error: hydra.launcher.n_jobs=-1: must be an integer >= 1\n"
 
 
 def test_no_cluster_is_one_line(train):

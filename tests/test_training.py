@@ -13,6 +13,7 @@ from attnlab.errors import BadInput
 from attnlab.run import build, run
 from attnlab.training.evaluate import evaluate
 from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.selection import Selection
 from attnlab.training.trainer import precision, total_steps
 
 
@@ -172,3 +173,11 @@ def test_compiled_model_trains_the_same(cache, tmp_path):
     _, compiled = trained(cache, tmp_path / "b", *short, "runtime.compile=true")
     for ours, theirs in zip(plain, compiled, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_an_evaluation_that_is_not_a_number_is_beaten_by_any_that_is():
+    cfg = config("scale=smoke", "data=nt")
+    selection = Selection(cfg, build_data(cfg))
+    nan, good = {selection.key: float("nan")}, {selection.key: 0.5}
+    assert selection.better(nan, {}) and selection.better(good, nan)
+    assert not selection.better(nan, good) and not selection.better(good, good)

@@ -116,6 +116,11 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
         )
     if not sweep:
         return [overrides]
+    if any(p.key_or_group == "hydra.run.dir" for p in parsed):
+        raise BadInput(
+            "hydra.run.dir: the runs of a sweep have a folder each; runtime.output_root=<folder> "
+            "says where all of them lie"
+        )
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 

@@ -13,6 +13,8 @@ from attnlab.sweep import Job, command, ending, summarize
 PREEMPTED = "SUBMITIT_PREEMPT_SIGNAL"  # submitit: the signal before the end of a job's time
 REQUEUES = 1000  # how often a job whose time ended may be queued again
 POLL = 1.0  # seconds
+# Exit codes of train.py when it has saved, and when there was nothing to be saved yet.
+INTERRUPTED = [end for s in (signal.SIGTERM, signal.SIGUSR1) for end in (128 + s, -s)]
 
 
 @dataclass
@@ -26,9 +28,10 @@ class Train:
 
     def __call__(self) -> int:
         """Train; the exit code. Interrupted by the cluster, the job is queued again."""
-        self.process = subprocess.Popen(self.command)
+        # in a session of its own it gets a signal to the whole group once, from here
+        self.process = subprocess.Popen(self.command, start_new_session=True)
         code = self.process.wait()
-        if code in (128 + signal.SIGTERM, 128 + signal.SIGUSR1):  # it came to train.py directly
+        if code in INTERRUPTED:  # the signal came to train.py directly
             signal.raise_signal(signal.Signals[f"SIG{os.environ[PREEMPTED]}"])
         return code
 
@@ -45,7 +48,7 @@ class Train:
 
 def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) -> int:
     """Queue all jobs that are not finished and wait for them; what it prints and returns are as
-    for `sweep.run_jobs`. Interrupted, it leaves the jobs in the queue.
+    for `sweep.run_jobs`. Interrupted, it leaves the jobs in the queue and says which.
 
     Errors: `BadInput` if submitit or the cluster is not there, or does not know a parameter.
     """
@@ -60,30 +63,30 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
     except (RuntimeError, NameError, ValueError, TypeError) as error:
         raise BadInput(f"hydra.launcher.cluster: {str(error).splitlines()[0]}") from None
     ends = ["finished before" if job.finished else "" for job in jobs]
-    waiting = {
-        number: executor.submit(Train(command(job)))
-        for number, job in enumerate(jobs)
-        if not ends[number]
-    }
+    before = [job.failure for job in jobs]
     labels = [f"job {number} of {len(jobs)}: {job.name}" for number, job in enumerate(jobs, 1)]
-    for number, queued in waiting.items():
-        print(f"{labels[number]}: queued as {queued.job_id}", flush=True)
+    waiting: dict[int, submitit.Job] = {}
     try:
+        for number, job in enumerate(jobs):
+            if not ends[number]:
+                waiting[number] = executor.submit(Train(command(job)))
+                print(f"{labels[number]}: queued as {waiting[number].job_id}", flush=True)
         while waiting:
             for number in [n for n, queued in waiting.items() if queued.done()]:
-                ends[number] = _end(waiting.pop(number), jobs[number])
+                ends[number] = _end(waiting.pop(number), jobs[number], before[number])
                 print(f"{labels[number]}: {ends[number]}", flush=True)
             time.sleep(POLL)
     except KeyboardInterrupt:
-        print(f"{len(waiting)} jobs stay in the queue; the same command looks again", flush=True)
+        left = ", ".join(queued.job_id for queued in waiting.values())
+        print(f"still in the queue: {left}; cancel them before the same command queues them again")
         return 128 + signal.SIGINT
     return summarize(jobs, ends)
 
 
-def _end(queued, job: Job) -> str:
+def _end(queued, job: Job, before) -> str:
     error = queued.exception()
     if error is None:
-        return ending(queued.result(), job)
+        return ending(queued.result(), job, before)
     return (
         f"failed in the queue ({str(error).strip().splitlines()[-1]}), see {queued.paths.stderr}"
     )

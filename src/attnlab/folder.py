@@ -71,12 +71,13 @@ class RunFolder:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._lock)
+                for part in self.path.glob("**/.*.part"):  # of a save that was killed
+                    part.unlink()
+                self.check()  # again: another run may have made the folder meanwhile
+                stored = yaml.safe_dump(self.cfg.model_dump(), sort_keys=False)
+                self.write("config.yaml", stored)
             except OSError as error:
                 raise BadInput(f"run folder {self.path}: cannot be written: {error}") from None
-            for part in self.path.glob("**/.*.part"):  # of a save that was killed
-                part.unlink()
-            self.check()  # again: another run may have made the folder meanwhile
-            self.write("config.yaml", yaml.safe_dump(self.cfg.model_dump(), sort_keys=False))
             self._open = stack.pop_all()
         return self
 

@@ -112,7 +112,12 @@ class Lock:
 
     def _create(self, owner: Owner) -> None:
         with open(self.file, "x") as file:  # of several at once, one succeeds
-            json.dump(owner, file)
+            try:
+                file.write(json.dumps(owner))
+                file.flush()
+            except OSError:  # a full disk: no owner is better than one without a name
+                self.file.unlink()
+                raise
 
     def _owner(self) -> Owner:
         """What the file says; empty if there is none."""

@@ -30,7 +30,7 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     """Train and test one configuration in its folder; the last line on stdout is `run: <folder>`.
 
     A finished run is not repeated, an unfinished one continues. Returns what result.json holds.
-    Errors: those of `errors`; `failed.txt` in the folder then says why.
+    Errors: those of `errors`; `failed.txt` in the folder says why if training had begun.
     """
     try:
         device = choose_device(cfg)
@@ -71,17 +71,16 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     if state:  # before anything in the folder is touched
         same_data(state, data, folder.path)
         same_processes(state, folder.path)
-    env = environment(device)
-    if state:
-        warn_if_elsewhere(folder.path, env)
-    folder.write_json("env.json", env)
-    if isinstance(data, TextData):
-        folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
+        same_best(state, folder)
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
+    env = with_history(environment(device), folder.path) if state else environment(device)
     tracker = Tracker(cfg, folder.path, env)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
+        folder.write_json("env.json", env)
+        if isinstance(data, TextData):
+            folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
         model = build(cfg, data).to(device)
         summary = fit(cfg, data, model, folder, tracker, state)
         parallel.wait()  # for best.pt
@@ -89,7 +88,8 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         tested = test(cfg, data, model, folder.path)
         row = {"step": summary["steps"], **tested}
         metrics = folder.ledger("metrics.jsonl")
-        if metrics.rows()[-1] != row:  # a kill after this row, before result.json, leaves it there
+        # a kill after this row, before result.json, leaves it there; NaN equals itself as text
+        if json.dumps(metrics.rows()[-1]) != json.dumps(row):
             metrics.append(row, sync=True)
         tracker.log(row)
         summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
@@ -102,7 +102,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         }
         folder.write_json("result.json", result)
         return result
-    except Interrupted:
+    except (Interrupted, KeyboardInterrupt):
         result["status"] = "interrupted"
         raise
     except Exception as error:
@@ -153,16 +153,35 @@ def same_processes(state: dict[str, Any], path: Path) -> None:
         )
 
 
-def warn_if_elsewhere(path: Path, env: dict[str, Any]) -> None:
-    """Say what is not as when the run began, though its sums may be rounded differently now."""
-    with contextlib.suppress(OSError, ValueError):
+def same_best(state: dict[str, Any], folder: RunFolder) -> None:
+    """Errors: `BadInput` if the best checkpoint so far is lost: before training goes on."""
+    if state.get("best"):
+        try:
+            checkpoint.load_best(folder.checkpoints)
+        except BadInput as error:
+            raise BadInput(f"{error}; move the run folder away to start from step 0") from None
+
+
+def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The environment, and under `before` those of earlier starts in other ones. Says what is not
+    as when the run began and may round sums differently.
+    """
+    try:
         then = json.loads((path / "env.json").read_text())
-        for key in ("torch", "device_name", "threads"):
-            if then.get(key) != env[key]:
-                log.warning(
-                    "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
-                    *(path, key, then.get(key), env[key]),
-                )
+    except (OSError, ValueError):
+        return env
+    before = then.pop("before", [])
+    if any(then.get(key) != env[key] for key in env if key != "command"):
+        before = [*before, then]
+    if not before:
+        return env
+    for key in ("torch", "device_name", "threads"):
+        if before[0].get(key) != env[key]:
+            log.warning(
+                "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
+                *(path, key, before[0].get(key), env[key]),
+            )
+    return {**env, "before": before}
 
 
 def build(cfg: Config, data: Data) -> Transformer:

@@ -4,14 +4,12 @@ What is finished is skipped, what was interrupted goes on, and a failure is said
 not stop the rest.
 """
 
-import contextlib
 import os
 import queue
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from attnlab.compose import CONFIGS, compose_config, plain, run_path
 from attnlab.config import Config
 from attnlab.errors import FolderInUse
 from attnlab.folder import RunFolder
+from attnlab.training.signals import handled_by
 from attnlab.validation import validate
 
 TRAIN = CONFIGS.parent / "train.py"
@@ -46,6 +45,14 @@ class Job:
     def finished(self) -> bool:
         """Whether result.json says so."""
         return RunFolder(self.path, self.cfg).result is not None
+
+    @property
+    def failure(self) -> tuple[int, str] | None:
+        """When failed.txt was written, and its first line."""
+        file = self.path / "failed.txt"
+        if not file.is_file():
+            return None
+        return file.stat().st_mtime_ns, file.read_text().strip().partition("\n")[0]
 
 
 def compose_jobs(job_overrides: Iterable[Sequence[str]]) -> list[Job]:
@@ -73,11 +80,11 @@ def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
     line when a job starts and ends, and a table last.
 
     Returns 0; FAILED; FolderInUse's code if all that is missing runs elsewhere; 128 + n after
-    signal n: SIGINT and SIGTERM go on to the running jobs, which save, and no other is started.
+    signal n: it goes on to the running jobs, which save, and no other is started.
     """
     crew = Crew(n_jobs)
     ends: dict[int, str] = {}
-    with crew.forwarding():
+    with handled_by(crew.forward):
         for _ in range(2):  # what runs elsewhere is looked at again when all others are done
             left = [i for i in range(len(jobs)) if ends.get(i, ELSEWHERE) == ELSEWHERE]
             run = (delayed(_one)(crew, jobs[i], f"job {i + 1} of {len(jobs)}") for i in left)
@@ -111,8 +118,8 @@ def _one(crew: "Crew", job: Job, number: str) -> str:
     if crew.signum:
         return "not started"
     _say(f"{label}: starts")
-    began = time.monotonic()
-    end = ending(crew.run(command(job)), job)
+    began, before = time.monotonic(), job.failure
+    end = ending(crew.run(command(job)), job, before)
     _say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
     return end
 
@@ -122,11 +129,15 @@ def command(job: Job) -> list[str]:
     return [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
 
 
-def ending(code: int, job: Job) -> str:
-    """How a job's process ended, by its exit code."""
+def ending(code: int, job: Job, before: tuple[int, str] | None) -> str:
+    """How a job's process ended, by its exit code. before: an earlier one's failure."""
+    if code == 0:
+        return "finished"
     if code == FolderInUse.exit_code:
         return ELSEWHERE
-    return "finished" if code == 0 else f"exit code {code}{_cause(job)}"
+    failure = job.failure
+    cause = f" ({failure[1]})" if failure and failure != before else ""
+    return f"exit code {code}{cause}"
 
 
 class Crew:
@@ -156,21 +167,11 @@ class Crew:
         finally:
             self._places.put(place)
 
-    @contextlib.contextmanager
-    def forwarding(self) -> Iterator[None]:
-        """While open, SIGINT and SIGTERM go to what runs."""
-
-        def forward(signum, frame):
-            self.signum = signum
-            for process in list(self._running):
-                process.send_signal(signum)
-
-        before = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    def forward(self, signum: int, frame) -> None:
+        """Hand a signal on to what runs."""
+        self.signum = signum
+        for process in list(self._running):
+            process.send_signal(signum)
 
 
 def visible_gpus() -> list[str]:
@@ -181,11 +182,6 @@ def visible_gpus() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _cause(job: Job) -> str:
-    file = job.path / "failed.txt"
-    return f" ({file.read_text().strip().splitlines()[0]})" if file.is_file() else ""
 
 
 def _say(line: str) -> None:

@@ -24,10 +24,13 @@ class SweepLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run the jobs; exits with the sweep's code if any did not finish."""
         from attnlab.cli import exit_on_failure
+        from attnlab.errors import BadInput
         from attnlab.sweep import compose_jobs, run_jobs
 
         GlobalHydra.instance().clear()  # of the sweep: jobs are composed on their own
         with exit_on_failure():
+            if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
+                raise BadInput(f"hydra.launcher.n_jobs={self.n_jobs}: must be an integer >= 1")
             jobs = compose_jobs(job_overrides)
             if any(o.startswith("experiment=") for o in job_overrides[0]):
                 from attnlab.arms import say_equal

@@ -1,5 +1,6 @@
 """Which samples come when: a pure function of (seed, epoch, position), with no state to save."""
 
+import os
 from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Protocol
@@ -142,8 +143,14 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
         num_workers=workers,
         pin_memory=pin,
         timeout=HANGS if workers else 0,
+        worker_init_fn=_apart,
         generator=torch.Generator(),  # else making the iterator draws a global random number
     )
+
+
+def _apart(worker: int) -> None:
+    """A signal to the run's process group is the run's own to heed; it ends its workers itself."""
+    os.setsid()
 
 
 def _whole(batch):

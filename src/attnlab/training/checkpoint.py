@@ -66,8 +66,8 @@ def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:
 
 
 def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Write best.pt."""
-    folder.write("checkpoints/best.pt", dump(state))
+    """Write best.pt, read back before it has that name."""
+    folder.write("checkpoints/best.pt", dump(state), check=load)
 
 
 def newest_first(folder: Path) -> list[Path]:

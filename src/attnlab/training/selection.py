@@ -1,5 +1,7 @@
 """Which checkpoint of a run is its best."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,8 +21,12 @@ class Selection:
         self.key = f"{PREFIX[self.split]}/{name}"
 
     def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
-        """Whether an evaluation beats the best one so far."""
-        return not best or self.sign * (row[self.key] - best[self.key]) > 0
+        """Whether an evaluation beats the best one so far; a value that is not a number is beaten
+        by any that is.
+        """
+        if not best or math.isnan(best[self.key]):
+            return True
+        return self.sign * (row[self.key] - best[self.key]) > 0
 
     def sample(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a few samples of the split, for diagnostics."""

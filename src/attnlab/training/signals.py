@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -26,14 +26,24 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
 
     def request(signum, frame):
         stop.signum = signum
-        for s in SIGNALS if second_acts else ():
+        for s in heeded() if second_acts else ():
             signal.signal(s, signal.SIG_DFL)
 
-    # what the user chose to ignore (nohup) stays ignored
-    heeded = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
-    before = {s: signal.signal(s, request) for s in heeded}
-    try:
+    with handled_by(request):
         yield stop
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable) -> Iterator[None]:
+    """While open, stop signals call `handler`."""
+    before = {s: signal.signal(s, handler) for s in heeded()}
+    try:
+        yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+        for s, previous in before.items():
+            signal.signal(s, previous)
+
+
+def heeded() -> list[signal.Signals]:
+    """The stop signals without those that the user chose to ignore (nohup)."""
+    return [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]

@@ -107,6 +107,8 @@ def fit(
         meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
         row |= dead_scorers(model, sample[0])
         warn_if_dead(row, progress.step)
+        if not math.isfinite(row[selection.key]):
+            log.warning("step %d: %s is %s", progress.step, selection.key, row[selection.key])
         if selection.better(row, progress.best):
             progress.best = {**row, "step": progress.step}
             best = {"model": model.state_dict(), "data": data.fingerprint, **progress.best}
