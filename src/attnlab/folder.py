@@ -9,6 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -49,8 +50,12 @@ class RunFolder:
         """Refuse, before anything is prepared, a folder that this run cannot use."""
         around = (self.path, *self.path.absolute().parents)
         existing = next(p for p in around if os.path.exists(p))
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise BadInput(f"run folder {self.path}: {existing} is not a writable folder")
+        try:
+            tempfile.TemporaryDirectory(dir=existing).cleanup()
+        except OSError:
+            raise BadInput(
+                f"run folder {self.path}: {existing} is not a writable folder"
+            ) from None
         file = self.path / "config.yaml"
         if not file.is_file():
             return

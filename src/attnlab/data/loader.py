@@ -1,5 +1,6 @@
 """Which samples come when: a pure function of (seed, epoch, position), with no state to save."""
 
+import contextlib
 import os
 from collections.abc import Iterator, Sized
 from pathlib import Path
@@ -60,6 +61,15 @@ def build_data(cfg: Config) -> Data:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
+    try:
+        return _build(cfg, cache)
+    except BadInput:
+        with contextlib.suppress(OSError):  # as far as nothing is in them
+            os.removedirs(cache)
+        raise
+
+
+def _build(cfg: Config, cache: Path) -> Data:
     if cfg.data.kind == "text":
         return build_text(cfg.data, cache)
     if cfg.data.kind == "symbols":
