@@ -101,7 +101,9 @@ def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsy
         while not (tmp_path / "checkpoints" / f"step_{reached + 1:09}.pt").is_file():
             assert process.is_alive()
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.2))  # a save or two
+        while not saving(tmp_path):
+            assert process.is_alive()
+        time.sleep(draw.uniform(0, 0.03))
         process.kill()
         process.join()
         saves += saving(tmp_path)
