@@ -11,7 +11,7 @@ the training samples.
 import sys
 from pathlib import Path
 
-from attnlab.cli import exit_on_failure
+from attnlab.cli import check, exit_on_failure
 from attnlab.compose import load
 from attnlab.config import Config
 
@@ -40,6 +40,7 @@ def configuration(arm: str) -> Config:
         return load(Path(arm))
     from attnlab.sweep import compose_jobs
 
+    check(arm.split())
     (job,) = compose_jobs([arm.split()])
     return job.cfg
 

@@ -43,7 +43,7 @@ def main() -> None:
         if not need.possible:
             raise BadInput("not all of it can run on this machine; see the table")
         if need.hours > FREE_HOURS and "--yes" not in sys.argv:
-            raise BadInput(f"{need.hours:,.0f} hours: add --yes to start")
+            raise BadInput(f"{need.hours:,.1f} hours: add --yes to start")
         code = run_jobs(jobs)
         root = Path(jobs[0].cfg.runtime.output_root)
         report(root, root / "report")

@@ -1,7 +1,8 @@
 """Give Weights & Biases what it lacks of a run:  python scripts/upload.py run=<folder>.
 
 The rows of metrics.jsonl and timing.jsonl go into the W&B run that the folder has had from its
-start; rows that are there already are not sent again. mode=offline writes an offline run instead.
+start; rows that are there already are not sent again. mode=offline writes all rows into a new
+offline run instead.
 """
 
 import json

@@ -122,7 +122,8 @@ def test_a_launcher_that_could_run_nothing_is_one_line(train):
 
 
 def test_no_cluster_is_one_line(train):
-    code, _, err = train("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm")
+    key = "+hydra.launcher.cluster.slurm_partition=gpu"
+    code, _, err = train("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
     assert code == 2 and err.splitlines()[-1].startswith("error: hydra.launcher.cluster: ")
     assert "slurm" in err and "Traceback" not in err
 
@@ -171,6 +172,13 @@ def test_the_authors_own_pair_is_refused(start):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "OTHER      arch.positions: sinusoidal_released | learned" in out
+
+
+def test_a_misspelt_arm_is_one_line(start):
+    words = ("model=dot_product", "model=nueral_d2")
+    _, err = (process := start(*words, script="scripts/compare_arms.py")).communicate(timeout=300)
+    assert process.returncode == 2 and "did you mean neural_d2?" in err
+    assert err.count("\n") == 1
 
 
 def test_an_experiment_names_the_differences_of_the_released_code(train):

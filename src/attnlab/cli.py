@@ -57,7 +57,7 @@ def guard(main: Callable[[], None]) -> None:
 
 def _refuse(message: str) -> None:
     """One line, where argparse would add a page of usage."""
-    raise BadInput(f"{message}; see --help")
+    raise BadInput(f"{message}; options such as -m stand before all overrides; see --help")
 
 
 @contextlib.contextmanager

@@ -83,7 +83,9 @@ def load_best(folder: Path) -> dict[str, Any]:
     """The checkpoint of the best evaluation. Errors: `BadInput` if it is missing or damaged."""
     path = folder / "best.pt"
     if not path.is_file():
-        raise BadInput(f"{path}: not there; the run was never evaluated")
+        raise BadInput(
+            f"{path}: not there; the run was never evaluated, or is kept here without it"
+        )
     try:
         return load(path)
     except Damaged as error:
