@@ -150,7 +150,8 @@ def text_rows(tmp_path_factory) -> Path:
     words = [f"w{i}" for i in range(50)] + ["<unk>"]
 
     def rows(n: int) -> list[str]:
-        return ["", *(" " + " ".join(rng.choice(words, 12)) + " \n" for _ in range(n))]
+        text = [" " + " ".join(rng.choice(words, 12)) + " \n" for _ in range(n)]
+        return ["", *text[:20], "", "", *text[20:], ""]
 
     write_rows(
         folder,
@@ -183,6 +184,7 @@ def image_rows(tmp_path_factory) -> Path:
 
 SIZES = {
     "text": {"train": 400, "validation": 60, "test": 60},
+    "blank": 4,  # lines of each split of text
     "image": {"train": 120, "test": 40},
 }
 

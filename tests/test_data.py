@@ -120,17 +120,31 @@ def wikitext(folder, cache, *overrides):
     return build_text(cfg.data, cache)
 
 
-def test_text_keeps_line_breaks_and_unknown_words(text_rows, cache):
+def test_every_line_ends_in_the_token_stream(text_rows, cache, tmp_path):
+    """Blank lines too: the authors' lines, applied to the raw file that the rows were made from,
+    give the same ids; words counted are words and line ends in the stream.
+    """
+    from datasets import load_dataset
     from tokenizers import Tokenizer
 
     data = wikitext(text_rows, cache)
     tokenizer = Tokenizer.from_file(str(data.tokenizer_file))
-    names = [tokenizer.id_to_token(i) for i in data.tokens["test"]]
-    assert names.count("[SEP]") == SIZES["text"]["test"]
-    assert "[UNK]" in names
-    assert (
-        data.words["test"] == SIZES["text"]["test"] * 13 + 1
-    )  # 12 words and an end of row; "" is a row
+    rows = load_dataset(str(text_rows), "wikitext-2-v1", cache_dir=str(tmp_path / "hub"))
+    for split, n in SIZES["text"].items():
+        raw = tmp_path / f"{split}.tokens"
+        raw.write_text("".join(row or " \n" for row in rows[split]["text"]))
+        with open(raw) as file:
+            lines = [
+                line.strip(" ").replace("\n", "[SEP]").replace("<unk>", "[UNK]") for line in file
+            ]
+        ids = [i for line in lines for i in tokenizer.encode(line, add_special_tokens=False).ids]
+        assert data.tokens[split].tolist() == ids
+        names = [tokenizer.id_to_token(i) for i in ids]
+        assert names.count("[SEP]") == len(lines) == n + SIZES["blank"]
+        assert "[UNK]" in names
+        ends = names.count("[SEP]")
+        words = sum(not name.startswith("##") for name in names) - ends
+        assert data.words[split] == words + ends == 12 * n + ends
 
 
 def test_cache_follows_content_not_time(text_rows, tmp_path, cache):

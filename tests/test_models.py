@@ -151,6 +151,17 @@ def test_rotary_scores_depend_on_distance_only():
     assert turned_q[13, 2].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rotary_rounds_16_bit_queries_once(dtype):
+    """The rotation is exact to half a unit in the last place, as if it were done in float64."""
+    rotary = Rotary(300, 8)
+    x = torch.randn(1, 1, 300, 8).to(dtype)
+    wanted = rotary(x.double())
+    unit = torch.finfo(dtype).eps * wanted.abs()
+    assert rotary(x).dtype == dtype
+    assert ((rotary(x).double() - wanted).abs() <= 0.501 * unit + 1e-7).all()
+
+
 @pytest.mark.parametrize("data", ["pydocs", "digits"])
 def test_rotary_makes_order_matter_in_every_layer(data):
     """Without positions a ViT does not see the order of its patches; with rotary ones it does."""

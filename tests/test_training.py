@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import MODELS, config, metrics, newest
+from conftest import config, metrics, newest
 
 from attnlab.data.loader import build_data
 from attnlab.diagnostics import dead_scorers, warn_if_dead
@@ -21,29 +21,6 @@ def smoke(cache, *overrides):
     return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
 
 
-PAPER = [(model, "paper") for model in MODELS]
-RELEASED = [(m, "released") for m in MODELS if m == "dot_product" or m.startswith("neural")]
-
-
-@pytest.mark.parametrize(("model", "protocol"), PAPER + RELEASED)
-@pytest.mark.parametrize("data", ["pydocs", "digits"])
-def test_every_model_trains_on_every_embedded_data_set(
-    model, data, protocol, cache, tmp_path, capsys
-):
-    cfg = smoke(cache, f"model={model}", f"data={data}", f"protocol={protocol}")
-    result = run(cfg, tmp_path / "run")
-    rows = metrics(tmp_path / "run")
-    split = "test" if protocol == "released" else "val"
-    measure = "perplexity" if data == "pydocs" else "accuracy"
-    assert result["status"] == "finished" and result["steps"] == 4
-    assert result[f"test/{measure}"] > 0 and f"{split}/{measure}" in rows[-2]
-    assert rows[-1]["step"] == 4 and rows[-1][f"test/{measure}"] == result[f"test/{measure}"]
-    assert [r["step"] for r in rows if "train/loss" in r] == [1, 2, 3, 4]
-    if model.startswith("neural"):
-        assert rows[0]["step"] == 0 and "attention/0/dead_scorer" in rows[0]
-    assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
-
-
 def trained(cache, tmp_path, *overrides):
     cfg = smoke(cache, "arch.dropout=0.0", *overrides)
     run(cfg, tmp_path)
@@ -51,13 +28,18 @@ def trained(cache, tmp_path, *overrides):
     return state["model"], metrics(tmp_path)
 
 
-@pytest.mark.parametrize("data", ["pydocs", "digits"])
+LADDER = ("data=nt", "data.ladder=[[2,2],[16,12]]")  # micro-batches score unequally many targets
+
+
+@pytest.mark.parametrize("data", [("data=pydocs",), ("data=digits",), LADDER])
 def test_accumulation_changes_memory_not_the_update(data, cache, tmp_path):
-    whole, rows = trained(cache, tmp_path / "a", f"data={data}")
-    parts, again = trained(cache, tmp_path / "b", f"data={data}", "trainer.micro_batch_size=1")
+    whole, rows = trained(cache, tmp_path / "a", *data)
+    parts, again = trained(cache, tmp_path / "b", *data, "trainer.micro_batch_size=1")
     for key in whole:
         torch.testing.assert_close(whole[key], parts[key], rtol=1e-3, atol=1e-4)
-    assert rows[1]["train/loss"] == pytest.approx(again[1]["train/loss"], rel=1e-5)
+    for key in ("train/loss", "train/grad_norm"):
+        first, again_first = (next(r for r in run if key in r)[key] for run in (rows, again))
+        assert first == pytest.approx(again_first, rel=1e-5), key
 
 
 def test_evaluation_logging_and_saving_do_not_change_training(cache, tmp_path):

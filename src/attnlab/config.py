@@ -29,7 +29,7 @@ ADDED = {
 }
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
-CODE_VERSION = 2
+CODE_VERSION = 3
 
 
 class Body(Section):

@@ -96,6 +96,13 @@ def add(values: Tensor) -> Tensor:
     return values
 
 
+def add_count(count: int, device: torch.device) -> int:
+    """Sum of a whole number over processes."""
+    if size() == 1:
+        return count
+    return int(add(torch.tensor(count, device=device)))
+
+
 def agree(signum: int, device: torch.device) -> int:
     """The signal that any process got, or 0: all end at the same step."""
     if size() == 1:

@@ -1,7 +1,8 @@
 """Text as token ids: read rows, tokenise, cache; training blocks and evaluation windows over them.
 
-As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer without these
-tokens sees the text as it is.
+A row is a line. The hub's WikiText rows hold "" for a blank line; the raw file, which the released
+code reads, has a line end there as well, so `lines` puts it back. As in the released code, "\\n"
+becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer without these tokens sees the text as it is.
 """
 
 import math
@@ -28,8 +29,8 @@ ENCODE_ROWS = 10_000  # rows tokenised at a time, so that WikiText-103 fits in m
 class TextData:
     """Token ids of each split, memory-mapped, with the words they came from.
 
-    words: words of each split, an end of row counting as one (so WikiText's test split has
-    245,570).
+    words: words of each split, a line end counting as one (so WikiText's test split has 245,570);
+    all of them are in `tokens`.
     """
 
     tokens: dict[str, np.ndarray]
@@ -170,23 +171,30 @@ def _tokenise(source, tokenizer) -> dict:
     files: dict = {"tokenizer.json": tokenizer.to_str(), "vocab.npy": np.array(vocab)}
     words = []
     for split in SPLITS:
-        rows, parts, count = source[split]["text"], [], 0
+        rows, parts, count, ends = source[split]["text"], [], 0, 0
         for start in range(0, len(rows), ENCODE_ROWS):
             chunk = list(rows[start : start + ENCODE_ROWS])
             if None in chunk:
                 where = start + chunk.index(None)
                 raise BadInput(f"{source.where}: split {split}, row {where} has no text")
-            count += sum(len(row.split()) + 1 for row in chunk)
+            chunk = lines(chunk)
+            count += sum(len(text.split()) for text in chunk)
+            ends += sum(text.count("\n") for text in chunk)
             if known:
                 chunk = [r.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for r in chunk]
             encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
             parts += [np.array(e.ids, dtype=dtype) for e in encoded]
         files[f"{split}.npy"] = np.concatenate(parts) if parts else np.array([], dtype)
-        words.append(count)
-        if not len(files[f"{split}.npy"]):
+        words.append(count + ends)
+        if not count:
             raise BadInput(f"{source.where}: split {split} is empty")
     files["words.npy"] = np.array(words)
     return files
+
+
+def lines(rows: list[str]) -> list[str]:
+    """The rows as lines of a file: each ends in a line end, blank ones too."""
+    return [row if row.endswith("\n") else f"{row}\n" for row in rows]
 
 
 class PyDocs:

@@ -73,7 +73,13 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, N, D) -> (B, H, N, D); N at most `tokens`."""
-        cos, sin = (table[: x.shape[-2]].to(x.dtype) for table in (self.cos, self.sin))
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        """(B, H, N, D) -> (B, H, N, D); N at most `tokens`. 16-bit x is rotated in float32: the
+        angles of neighbouring tokens may be closer than 16 bits tell apart.
+        """
+        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
+        even, odd = (
+            part.to(torch.promote_types(x.dtype, cos.dtype))
+            for part in (x[..., 0::2], x[..., 1::2])
+        )
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+        return turned.flatten(-2).to(x.dtype)

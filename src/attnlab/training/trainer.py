@@ -22,6 +22,7 @@ from tqdm import tqdm
 from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, train_loader
+from attnlab.data.symbols import UNSCORED
 from attnlab.diagnostics import dead_scorers, diagnostics, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.folder import RunFolder
@@ -142,14 +143,20 @@ def fit(
                 group["lr"] = lr
             loss = torch.zeros((), device=device)
             mine = range(parallel.rank(), per_step, parallel.size())
-            for micro in mine:
-                meter.fetching()
-                batch = to_device(next(batches), device)
-                meter.fetched()
+            meter.fetching()
+            fetched = [next(batches) for _ in mine]
+            meter.fetched()
+            counts = [scored(targets) for _, targets, *_ in fetched]
+            total_scored = parallel.add_count(sum(counts), device)
+            for micro, count, batch in zip(mine, counts, fetched, strict=True):
+                batch = to_device(batch, device)
                 reseed(device, cfg.seed, "dropout", step, micro)
                 with parallel.accumulating(shared, more=micro != mine[-1]):
                     with autocast():
-                        part = training_loss(shared(batch[0]), batch[1]) / per_step
+                        mean = training_loss(shared(batch[0]), batch[1])
+                    # the step's loss is the mean over its targets, however they are divided;
+                    # where micro-batches score equally many this is mean / per_step, to the bit
+                    part = mean / (total_scored / count)
                     # gradients become their mean over processes, and are to be their sum
                     scaler.scale(part * parallel.size()).backward()
                 loss += part.detach()
@@ -231,8 +238,13 @@ def total_steps(cfg: Config, dataset_size: int) -> int:
 
 
 def training_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over tokens (B, N, V) or images (B, C)."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten())
+    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C)."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
+
+
+def scored(targets: Tensor) -> int:
+    """How many targets the loss is a mean over."""
+    return int((targets != UNSCORED).sum())
 
 
 def precision(cfg: Config, device: torch.device):
