@@ -17,10 +17,12 @@ from attnlab.models.attention.additive import AdditiveAttention
 from attnlab.models.attention.base import Attention
 from attnlab.models.attention.cog import CogAttention
 from attnlab.models.attention.dagpam import DualAttention
-from attnlab.models.attention.dot import DotProductAttention
+from attnlab.models.attention.dot import DotProductAttention, QKNormAttention
 from attnlab.models.attention.expressive import ExpressiveAttention
 from attnlab.models.attention.gaussian_keys import GaussianKeysAttention
+from attnlab.models.attention.identity import IdentityAttention
 from attnlab.models.attention.neural import NeuralAttention
+from attnlab.models.attention.uniform import UniformAttention
 
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
@@ -85,6 +87,8 @@ VARIANTS = {
     "expressive softmax_square": ("expressive", "model.form=softmax_square"),
     "dagpam per head": ("dagpam", "model.per_head=true", "model.lambda_minus=0.25"),
     "additive per head": ("additive", "model.per_head=true", "model.hidden=3"),
+    "qk_norm with gain": ("qk_norm", "model.gain=true"),
+    "dot product of a body with qk_norm": ("dot_product", "arch.qk_norm=rms_gain"),
     "neural eager": ("neural_d2", "model.backend=eager", "model.per_head=true"),
 }
 HEADS, WIDTH = 2, 16
@@ -95,7 +99,12 @@ def mechanism(name, *overrides):
     """A mechanism as shipped, in a body of 2 heads of width 16."""
     cfg = configured(name, *overrides)
     torch.manual_seed(1)
-    return build_attention(cfg.model, cfg.arch)
+    module = build_attention(cfg.model, cfg.arch)
+    with torch.no_grad():
+        for norm in (m for m in module.modules() if isinstance(m, torch.nn.RMSNorm)):
+            if norm.weight is not None:  # gains start at 1, which shows nothing
+                norm.weight.uniform_(0.5, 1.5)
+    return module
 
 
 @cache
@@ -113,7 +122,11 @@ def loop(module, q, k, visible):
     for i, query in enumerate(q):
         seen = [j for j in range(len(k)) if visible[i, j]]
         row = torch.zeros(len(k), dtype=q.dtype)
-        for j, weight in zip(seen, PAIRWISE[type(module)](module, query, k[seen]), strict=True):
+        if isinstance(module, IdentityAttention):  # by its place, whatever it contains
+            weights = [float(j == i + len(k) - len(q)) for j in seen]
+        else:
+            weights = PAIRWISE[type(module)](module, query, k[seen])
+        for j, weight in zip(seen, weights, strict=True):
             row[j] = weight
         rows.append(row)
     return torch.stack(rows)
@@ -127,6 +140,17 @@ def softmax(scores):
 
 def dot(query, keys):
     return [float(query @ key) / math.sqrt(len(query)) for key in keys]
+
+
+def dot_product(module, query, keys):
+    if module.norm_q is None:
+        return softmax(dot(query, keys))
+    query, *keys = (
+        x / math.sqrt(sum(float(e) ** 2 for e in x) / len(x) + 1e-6) for x in (query, *keys)
+    )
+    if module.norm_q.weight is not None:
+        query, keys = query * module.norm_q.weight, [key * module.norm_k.weight for key in keys]
+    return softmax(dot(query, keys))
 
 
 def neural(module, query, keys):
@@ -183,7 +207,9 @@ def gaussian_keys(module, query, keys):
 
 
 PAIRWISE = {
-    DotProductAttention: lambda module, query, keys: softmax(dot(query, keys)),
+    DotProductAttention: dot_product,
+    QKNormAttention: dot_product,
+    UniformAttention: lambda module, query, keys: [1 / len(keys) for _ in keys],
     NeuralAttention: neural,
     AdditiveAttention: additive,
     ExpressiveAttention: expressive,
@@ -249,7 +275,9 @@ def test_forward_mixes_values_by_the_weights(name, shape, causal, seed):
         module(q, k, v, causal=causal),
         Attention.forward(module, q, k, v, causal=causal),
     ):
-        found.append([output, *torch.autograd.grad((output * upstream).sum(), leaves)])
+        # uniform and identity do not depend on q and k: gradients of 0
+        grads = torch.autograd.grad((output * upstream).sum(), leaves, materialize_grads=True)
+        found.append([output, *grads])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
@@ -258,16 +286,23 @@ def test_forward_mixes_values_by_the_weights(name, shape, causal, seed):
 @settings(max_examples=6, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 2**31))
 def test_row_sums(name, shape, seed):
-    """1; 1 + lambda+ - lambda- for daGPAM; absolute values that sum to 1 for cog attention."""
+    """1; 1 + lambda+ - lambda- for daGPAM; absolute values that sum to 1 for cog attention; 0 for
+    identity attention where a query does not see itself.
+    """
     module = mechanism(name)
     batch, n, m = shape
     torch.manual_seed(seed)
     q, k = torch.randn(batch, HEADS, n, WIDTH), torch.randn(batch, HEADS, m, WIDTH)
     with torch.no_grad():
-        weights = module.weights(q, k, random_mask(shape, seed))
+        visible = random_mask(shape, seed)
+        weights = module.weights(q, k, visible)
         if isinstance(module, CogAttention):
             weights = weights.abs()
         expected = torch.ones(batch, HEADS, n)
+        if isinstance(module, IdentityAttention):
+            places = [i + m - n for i in range(n)]
+            itself = [j >= 0 and bool(visible[i, j]) for i, j in enumerate(places)]
+            expected = expected * torch.tensor(itself)
         if isinstance(module, DualAttention):
             gain, loss = module.lambdas.value
             expected = expected * (1 + gain - loss)[..., 0]
@@ -286,7 +321,7 @@ def test_no_leak_from_the_future(name, n):
     assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "identity"])
 def test_order_of_keys_makes_no_difference(name):
     module = mechanism(name).double()
     q, k, v = torch.randn(3, 2, HEADS, 13, WIDTH, dtype=torch.float64)
@@ -323,6 +358,32 @@ def test_nothing_but_numbers(name, dtype, case):
         assert all(g is None or g.isfinite().all() for g in grads)
     if case == "masked":
         assert not weights[..., 3, :].any()
+
+
+@pytest.mark.parametrize("gain", [True, False])
+def test_normalised_queries_and_keys_have_no_length(gain):
+    """Scores are sqrt(D) times a cosine: neither 100 q nor a query of zeros changes what they are.
+
+    As a setting of the body and as a control they are the same, bit for bit.
+    """
+    kind = "rms_gain" if gain else "rms"
+    control = mechanism("qk_norm", f"model.gain={gain}")
+    setting = mechanism("dot_product", f"arch.qk_norm={kind}")
+    q, k, v = torch.randn(3, 2, HEADS, 9, WIDTH)
+    scores = control.scores(q, k)
+    if not gain:
+        cosine = torch.nn.functional.cosine_similarity(q[..., None, :], k[..., None, :, :], -1)
+        torch.testing.assert_close(scores, math.sqrt(WIDTH) * cosine, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(control.scores(100 * q, k), scores, rtol=1e-4, atol=1e-4)
+    assert not control.scores(0 * q, k).any()
+    assert torch.equal(control(q, k, v, causal=True), setting(q, k, v, causal=True))
+
+
+def test_only_dot_product_layers_have_the_norm_of_the_body():
+    for name in VARIANTS:
+        if name not in ("dot_product_wide", "qk_norm with gain") and "dot" not in name:
+            module = mechanism(name, "arch.qk_norm=rms_gain")
+            assert module.state_dict().keys() == mechanism(name).state_dict().keys()
 
 
 def test_dual_attention_without_its_lambdas_is_the_dot_product():

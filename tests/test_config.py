@@ -63,6 +63,11 @@ BAD = [
     ("data.eval_stride=4096", "must be at most data.sequence_length=128"),
     ("data=digits arch.patch_size=3", "must be a multiple of arch.patch_size=3"),
     ("data=digits data.validation_size=0", "needs held-out images"),
+    ("data=digits arch.embedding_init=textbook", "arch.embedding_init=textbook: a vit embeds"),
+    ("arch.qk_norm=rsm", "did you mean rms?"),
+    ("arch.embedding_norm=1", "arch.embedding_norm=1: must be a valid boolean"),
+    ("model=dot_product_wide model.ffn_extra=0", "model.ffn_extra=0: must be greater than or"),
+    ("model=qk_norm model.layers=[4]", "arch.layers=4 allows 0 to 3, all or inner"),
     ("model=dot_product model.d_prime=3", "model.d_prime: unknown key for this choice of model"),
 ]
 

@@ -56,16 +56,16 @@ def test_arms_start_equal_but_for_attention(data, model, layers):
     """Same seed: every parameter the arms share is equal bit for bit; only mechanisms differ."""
     sizes = (300, 300, 64) if data == "pydocs" else (48, 10, 17)
     common = [f"data={data}", "scale=smoke", "seed=5"]
-    key = "neural_layers" if model in NEURAL else "layers"
+    key = config(f"model={model}").model.layers_key
+    chosen = [] if model == "dot_product_wide" else [f"model.{key}={layers}"]
     baseline = build_model(config("model=dot_product", *common), *sizes).state_dict()
-    arm = build_model(
-        config(f"model={model}", f"model.{key}={layers}", *common), *sizes
-    ).state_dict()
+    arm = build_model(config(f"model={model}", *chosen, *common), *sizes).state_dict()
     assert baseline.keys() <= arm.keys()
     assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
     extra = arm.keys() - baseline.keys()
     assert extra or model not in NEURAL
-    assert all(".mechanism." in key for key in extra)
+    own = ".ffn_extra." if model == "dot_product_wide" else ".mechanism."
+    assert all(own in key for key in extra)
 
 
 def test_another_seed_is_another_start():
@@ -74,6 +74,93 @@ def test_another_seed_is_another_start():
     )
     assert not torch.equal(one.head.weight, two.head.weight)
     assert not torch.equal(one.blocks[0].ffn[0].weight, one.blocks[1].ffn[0].weight)
+
+
+@pytest.mark.parametrize("scale,score_network", [("mini", 153), ("paper", 275)])
+@pytest.mark.parametrize("units", [1, 3])
+def test_wide_ffn_has_more_parameters_than_the_score_network(scale, score_network, units):
+    """2 W + 1 for each hidden unit: 257 in the miniature, 1,025 at the published size."""
+    common = ["data=wikitext103", f"scale={scale}"]
+    count = {}
+    released = "protocol=released" if scale == "paper" else "protocol=paper"
+    for model in ("dot_product", "neural_d2", "dot_product_wide"):
+        more = [f"model.ffn_extra={units}"] if model == "dot_product_wide" else []
+        cfg = config(f"model={model}", *common, released, *more)
+        with torch.device("meta"):
+            count[model] = parameter_counts(_bare(cfg, 4096, 4096, 1024))["params"]
+    assert count["neural_d2"] - count["dot_product"] == score_network
+    more = count["dot_product_wide"] - count["dot_product"]
+    assert more == units * {"mini": 257, "paper": 1025}[scale] > score_network
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_extra_units_are_more_columns_of_the_ffn(norm):
+    """The first block is the one whose FFN has both matrices joined; the others have none."""
+    cfg = config("model=dot_product_wide", "scale=smoke", "model.ffn_extra=5", f"arch.norm={norm}")
+    model = build_model(cfg, 300, 300, 64).eval()
+    block, other = model.blocks
+    assert other.ffn_extra is None
+    joined = torch.nn.Sequential(torch.nn.Linear(32, 69), torch.nn.ReLU(), torch.nn.Linear(69, 32))
+    with torch.no_grad():
+        joined[0].weight.copy_(torch.cat((block.ffn[0].weight, block.ffn_extra[0].weight)))
+        joined[0].bias.copy_(torch.cat((block.ffn[0].bias, block.ffn_extra[0].bias)))
+        joined[2].weight.copy_(torch.cat((block.ffn[3].weight, block.ffn_extra[2].weight), 1))
+        joined[2].bias.copy_(block.ffn[3].bias)
+    assert block.ffn_extra[2].weight.abs().max() <= 69**-0.5
+    x = torch.randn(2, 7, 32)
+    found = block(x)
+    block.ffn, block.ffn_extra = joined, None
+    torch.testing.assert_close(found, block(x))
+
+
+def test_the_dropout_of_all_other_units_is_that_of_the_baseline():
+    """Extra units that give 0 change nothing in training: they draw no random numbers."""
+    losses = []
+    for model in ("dot_product", "dot_product_wide"):
+        cfg = config(f"model={model}", "scale=smoke", "arch.dropout=0.3")
+        built = build_model(cfg, 300, 300, 64).train()
+        if built.blocks[0].ffn_extra is not None:
+            torch.nn.init.zeros_(built.blocks[0].ffn_extra[2].weight)
+        torch.manual_seed(0)
+        losses.append(built(torch.arange(40).view(2, 20)))
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("model", ["dot_product", "neural_d2"])
+def test_textbook_embedding_is_the_normal_one_divided_by_the_root_of_the_width(model):
+    normal, textbook = (
+        build_model(config(f"model={model}", "scale=smoke", f"arch.embedding_init={init}"),
+                    300, 300, 64).state_dict()
+        for init in ("normal", "textbook")
+    )  # fmt: skip
+    changed = [key for key in normal if not torch.equal(normal[key], textbook[key])]
+    assert changed == ["embedding.weight"]
+    torch.testing.assert_close(textbook[changed[0]] * 32**0.5, normal[changed[0]])
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+def test_embedding_norm_is_what_enters_the_first_block(data):
+    """Mean 0 and variance 1 for every token, after dropout; all other weights start the same."""
+    sizes = (300, 300, 64) if data == "pydocs" else (48, 10, 17)
+    inputs = torch.arange(20).view(2, 10) if data == "pydocs" else torch.randn(2, 3, 16, 16)
+    states, entered = [], []
+    for norm in ("false", "true"):
+        cfg = config(
+            f"data={data}", "scale=smoke", f"arch.embedding_norm={norm}", "arch.dropout=0.3"
+        )
+        model = build_model(cfg, *sizes).train()
+        states.append(model.state_dict())
+        model.blocks[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+        model(inputs)
+    without, with_norm = states
+    assert with_norm.keys() - without.keys() == {"embedding_norm.weight", "embedding_norm.bias"}
+    assert all(torch.equal(without[key], with_norm[key]) for key in without)
+    bare, normed = entered
+    assert bare.var(-1, correction=0).sub(1).abs().max() > 0.1
+    assert normed.mean(-1).abs().max() < 1e-5
+    torch.testing.assert_close(
+        normed.var(-1, correction=0), torch.ones(normed.shape[:-1]), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_released_switches():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import children, config, rows_written, same_run
+from conftest import MODELS, children, config, rows_written, same_run
 
 from attnlab.arms import differences, model_differences
 from attnlab.models.transformer import build_model
@@ -138,6 +138,9 @@ def test_no_cluster_is_one_line(train):
         ("seed=1", "head.weight"),
         ("trainer.lr=0.1", "trainer.lr"),
         ("arch.embedding_residual=1", "arch.embedding_residual"),
+        ("arch.qk_norm=rms", "arch.qk_norm"),
+        ("arch.embedding_init=textbook", "embedding.weight"),
+        ("arch.embedding_norm=true", "embedding_norm.weight"),
     ],
 )
 def test_a_difference_beside_attention_is_found(change, where):
@@ -150,7 +153,7 @@ def test_a_difference_beside_attention_is_found(change, where):
 def test_shipped_arms_differ_in_attention_only(data):
     options = ("scale=smoke", f"data={data}")
     base = config("model=dot_product", *options)
-    for model in ("neural_d2", "neural_d16", "neural_full"):
+    for model in (name for name in MODELS if name != "dot_product"):
         assert list(differences(base, config(f"model={model}", *options))) == []
 
 

@@ -16,7 +16,7 @@ from attnlab.folder import flatten
 from attnlab.models.transformer import build_model
 from attnlab.sweep import Job
 
-MECHANISM = ".attention.mechanism"  # in a module's name: what arms may differ in
+OWN = (".attention.mechanism", ".ffn_extra")  # in a module's name: what arms may differ in
 MODEL = "model."  # in a key of the configuration: the same
 SAMPLES = 1000  # of a nominal data set: two epochs of their order are compared
 
@@ -45,7 +45,7 @@ def _keys(a: Config, b: Config) -> Iterator[Difference]:
 
 
 def model_differences(a: nn.Module, b: nn.Module) -> Iterator[Difference]:
-    """Modules, parameters and buffers outside the mechanisms that are not equal bit for bit."""
+    """Modules, parameters and buffers outside the arms' own that are not equal bit for bit."""
     parts = [dict(_shared_parts(model)) for model in (a, b)]
     for name in dict.fromkeys((*parts[0], *parts[1])):
         ours, theirs = (found.get(name) for found in parts)
@@ -93,13 +93,17 @@ def _small(cfg: Config) -> nn.Module:
 
 
 def _shared_parts(model: nn.Module) -> Iterator[tuple[str, object]]:
-    """Name and value of everything outside the mechanisms."""
+    """Name and value of everything outside the arms' own."""
     for name, module in model.named_modules():
-        if MECHANISM not in name:
+        if not _is_own(name):
             yield f"{name or 'model'} (module)", f"{type(module).__name__}({module.extra_repr()})"
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if MECHANISM not in name:
+        if not _is_own(name):
             yield name, tensor
+
+
+def _is_own(name: str) -> bool:
+    return any(part in name for part in OWN)
 
 
 def _there(part: object) -> str:

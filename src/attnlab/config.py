@@ -26,6 +26,9 @@ ADDED = {
     "trainer.diagnostics": False,
     "trainer.on_nonfinite": "stop",
     "runtime.keep_checkpoints": 2,
+    "arch.qk_norm": "none",
+    "arch.embedding_init": "normal",
+    "arch.embedding_norm": False,
 }
 
 # Raised whenever a change of code changes results; a run is never resumed across it.
@@ -45,6 +48,9 @@ class Body(Section):
     positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "none"]
     embedding_scale: bool
     embedding_residual: Annotated[int, Field(ge=0, le=2)]
+    embedding_init: Literal["normal", "textbook"]
+    embedding_norm: bool
+    qk_norm: Literal["none", "rms", "rms_gain"]
 
     @property
     def head_width(self) -> int:
@@ -214,6 +220,11 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         yield (
             f"arch.width={arch.width}: the head width arch.width / arch.heads must be even for "
             "arch.positions=rotary"
+        )
+    if arch.body == "vit" and arch.embedding_init != "normal":
+        yield (
+            f"arch.embedding_init={arch.embedding_init}: a vit embeds patches by a linear layer, "
+            "which has no such choice; it must be 'normal'"
         )
     yield from model.contradictions(arch)
     if isinstance(data, Text) and data.eval_stride > data.sequence_length:

@@ -103,7 +103,8 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 def _dead(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     if not isinstance(attention.mechanism, NeuralAttention):
         return {}
-    return {"dead_scorer": _constant_rows(attention.mechanism.scores(q, k), attention.causal)}
+    unscaled = attention.mechanism.scores(q, k) / attention.mechanism.scale
+    return {"dead_scorer": _constant_rows(unscaled, attention.causal)}
 
 
 def _constant_rows(scores: Tensor, causal: bool) -> Tensor:

@@ -28,6 +28,10 @@ class Mechanism(Section):
             return chosen
         return list(range(depth) if chosen == "all" else range(1, depth - 1))
 
+    def ffn_extra_units(self, layer: int) -> int:
+        """Hidden units that the FFN of a layer has beyond arch.ffn_width."""
+        return 0
+
     def contradictions(self, arch) -> Iterator[str]:
         """Every pair of keys that cannot stand together."""
         key, layers = f"model.{self.layers_key}", self.applies(arch.layers)
@@ -49,6 +53,21 @@ class Mechanism(Section):
 
 class DotProduct(Mechanism):
     mechanism: Literal["dot_product"]
+
+
+class DotProductWide(Mechanism):
+    mechanism: Literal["dot_product_wide"]
+    ffn_extra: PositiveInt
+
+    def ffn_extra_units(self, layer: int) -> int:
+        """See `Mechanism`."""
+        return self.ffn_extra if layer == 0 else 0
+
+
+class QKNorm(Mechanism):
+    mechanism: Literal["qk_norm"]
+    layers: Layers
+    gain: bool
 
 
 class Neural(Mechanism):
@@ -111,7 +130,7 @@ class Dagpam(Mechanism):
     per_head: bool
 
 
-WithSection = DotProduct | Neural | Additive | Expressive | Dagpam
+WithSection = DotProduct | DotProductWide | QKNorm | Neural | Additive | Expressive | Dagpam
 
 
 def _named(section: type[Mechanism]) -> str:

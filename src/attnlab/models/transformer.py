@@ -18,6 +18,17 @@ from attnlab.seeding import derive_seed
 FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
+class TextbookEmbedding(nn.Embedding):
+    """Token embedding that starts with variance 1/W, so that sqrt(W) times it has variance 1."""
+
+    def reset_parameters(self) -> None:
+        """The values of nn.Embedding, N(0, 1), divided by sqrt(W)."""
+        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
+
+
+EMBEDDING = {"normal": nn.Embedding, "textbook": TextbookEmbedding}
+
+
 class SelfAttention(nn.Module):
     """Projections to queries, keys, values (no bias), the mechanism, and the projection back.
 
@@ -44,12 +55,37 @@ class SelfAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm:
-    post or pre).
+class ExtraUnits(nn.Sequential):
+    """More hidden units for an FFN, 2W + 1 parameters each, apart from it so that its own weights
+    are those of every other arm. They start as they would inside it. No dropout: its random
+    numbers for the other units stay those of the other arms too.
     """
 
-    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int):
+    def __init__(self, arch: Body, units: int):
+        into, out = nn.Linear(arch.width, units), ExtraColumns(units, arch.width, arch.ffn_width)
+        super().__init__(into, FFN_ACTIVATION[arch.activation](), out)
+
+
+class ExtraColumns(nn.Linear):
+    """`units` more columns for a linear layer of so many `inputs`; the bias is that layer's."""
+
+    def __init__(self, units: int, outputs: int, inputs: int):
+        self.bound = (units + inputs) ** -0.5
+        super().__init__(units, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear for all inputs together."""
+        nn.init.uniform_(self.weight, -self.bound, self.bound)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm:
+    post or pre). ffn_extra: hidden units beyond arch.ffn_width.
+    """
+
+    def __init__(
+        self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int, ffn_extra: int = 0
+    ):
         super().__init__()
         self.post = arch.norm == "post"
         self.attention = SelfAttention(arch, mechanism, causal, tokens)
@@ -61,6 +97,7 @@ class Block(nn.Module):
             nn.Linear(arch.ffn_width, arch.width),
             nn.Dropout(arch.dropout),
         )
+        self.ffn_extra = ExtraUnits(arch, ffn_extra) if ffn_extra else None
         self.norm2 = nn.LayerNorm(arch.width)
         self.dropout = nn.Dropout(arch.dropout)
 
@@ -68,9 +105,14 @@ class Block(nn.Module):
         """(B, N, W) -> (B, N, W)."""
         if self.post:
             x = self.norm1(x + self.dropout(self.attention(x)))
-            return self.norm2(x + self.ffn(x))
+            return self.norm2(x + self.feed_forward(x))
         x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.ffn(self.norm2(x))
+        return x + self.feed_forward(self.norm2(x))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """(B, N, W) -> (B, N, W)."""
+        y = self.ffn(x)
+        return y if self.ffn_extra is None else y + self.ffn_extra(x)
 
 
 class Transformer(nn.Module):
@@ -90,10 +132,17 @@ class Transformer(nn.Module):
             self.embedding = nn.Linear(inputs, arch.width)
             self.cls = ClassToken(arch.width)
         else:
-            self.embedding = nn.Embedding(inputs, arch.width)
+            self.embedding = EMBEDDING[arch.embedding_init](inputs, arch.width)
         self.positions = Positions(arch, tokens)
+        self.embedding_norm = nn.LayerNorm(arch.width) if arch.embedding_norm else None
         self.blocks = nn.ModuleList(
-            Block(arch, build_mechanism(cfg, layer), not self.vision, tokens)
+            Block(
+                arch,
+                build_mechanism(cfg, layer),
+                not self.vision,
+                tokens,
+                cfg.model.ffn_extra_units(layer),
+            )
             for layer in range(arch.layers)
         )
         self.norm = nn.LayerNorm(arch.width)
@@ -103,6 +152,8 @@ class Transformer(nn.Module):
         """lm: token ids (B, N) -> logits (B, N, V). vit: images (B, 3, S, S) -> logits (B, C)."""
         x = self.cls(self.embedding(self.patches(x))) if self.vision else self.embedding(x)
         x = self.positions(x)
+        if self.embedding_norm is not None:  # after dropout, as every norm of a post-LN block
+            x = self.embedding_norm(x)
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[:, 0] if self.vision else x))

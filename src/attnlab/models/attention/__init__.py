@@ -14,6 +14,10 @@ ATTENTION = {
     "dagpam": "dagpam.DualAttention",
     "cog": "cog.CogAttention",
     "gaussian_keys": "gaussian_keys.GaussianKeysAttention",
+    "uniform": "uniform.UniformAttention",
+    "identity": "identity.IdentityAttention",
+    "qk_norm": "dot.QKNormAttention",
+    "dot_product_wide": "dot.DotProductAttention",
 }
 
 

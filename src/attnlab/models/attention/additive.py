@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.kernels import neural_attention
-from attnlab.masking import masked_softmax
-from attnlab.models.attention.base import Attention, HeadLinear
+from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
 
 
 class AdditiveScore(nn.Module):
@@ -40,7 +39,7 @@ class AdditiveScore(nn.Module):
             return a, c, None, None, last
 
 
-class AdditiveAttention(Attention):
+class AdditiveAttention(SoftmaxAttention):
     """options.hidden: width of the hidden layer, None for the head width; options.per_head: a
     network for each head; options.backend: as for Neural Attention.
     """
@@ -51,9 +50,9 @@ class AdditiveAttention(Attention):
         self.score = AdditiveScore(groups, arch.head_width, options.hidden or arch.head_width)
         self.backend = options.backend
 
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`."""
-        return masked_softmax(self.score(q, k), visible)
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """See `SoftmaxAttention.scores`."""
+        return self.score(q, k)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import causal_mask
+from attnlab.masking import causal_mask, masked_softmax
 
 
 class Attention(nn.Module, ABC):
@@ -43,6 +43,18 @@ class Attention(nn.Module, ABC):
         q (B, H, N, D), k, v (B, H, M, D). causal: as `mixing`. Returns (B, H, N, D).
         """
         return self.mixing(q, k, causal=causal).to(v.dtype) @ v
+
+
+class SoftmaxAttention(Attention):
+    """Attention whose weights are the softmax of one score for each pair."""
+
+    @abstractmethod
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """What the softmax is taken of: q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M)."""
+
+    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
+        """See `Attention.weights`."""
+        return masked_softmax(self.scores(q, k), visible)
 
 
 class HeadLinear(nn.Module):

@@ -1,24 +1,70 @@
-"""Scaled dot-product attention (Vaswani et al., arXiv 1706.03762, eq 1)."""
+"""Scaled dot-product attention (Vaswani et al., arXiv 1706.03762, eq 1), with or without
+normalised queries and keys.
+
+    softmax(Q K^T / sqrt(D)) V
+
+With arch.qk_norm a query q enters as g_q * q / rms(q), rms(q) = sqrt(mean of q^2 over the head
+width), and a key likewise with g_k (as in query-key normalisation, Henry et al., arXiv 2010.04245,
+with RMSNorm, arXiv 1910.07467, in the place of L2 norm and learned scale). Without gain (g = 1) a
+score is sqrt(D) cos(q, k), so at most sqrt(D).
+"""
 
 import math
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnlab.masking import causal_mask, masked_softmax
-from attnlab.models.attention.base import Attention
+from attnlab.masking import causal_mask
+from attnlab.models.attention.base import SoftmaxAttention
+
+EPSILON = 1e-6  # added to the mean square, so that a query of zeros stays one
 
 
-class DotProductAttention(Attention):
-    """softmax(Q K^T / sqrt(D)) V. No parameters."""
+class DotProductAttention(SoftmaxAttention):
+    """softmax(Q K^T / sqrt(D)) V; arch.qk_norm: none, rms, or rms_gain with g_q and g_k (D each)
+    that are learned, start at 1 and are shared by the heads. No other parameters.
+    """
 
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`."""
-        return masked_softmax(q @ k.mT / math.sqrt(q.shape[-1]), visible)
+    def __init__(self, options, arch):
+        super().__init__(options, arch)
+        self.normalize(arch.qk_norm, arch.head_width)
+
+    def normalize(self, kind: str, head_width: int) -> None:
+        """Give queries and keys the norm of arch.qk_norm = kind."""
+        self.norm_q = self.norm_k = None
+        if kind != "none":
+            gain = kind == "rms_gain"
+            self.norm_q, self.norm_k = (
+                nn.RMSNorm(head_width, EPSILON, elementwise_affine=gain) for _ in range(2)
+            )
+
+    def normalized(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys as they enter the product, in float32 or better if they have a norm."""
+        if self.norm_q is None:
+            return q, k
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        return self.norm_q(q.to(dtype)), self.norm_k(k.to(dtype))
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """See `SoftmaxAttention.scores`."""
+        q, k = self.normalized(q, k)
+        return q @ k.mT / math.sqrt(q.shape[-1])
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; by torch's own fused kernels."""
-        return dot_product(q, k, v, causal)
+        q, k = self.normalized(q, k)
+        return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal)
+
+
+class QKNormAttention(DotProductAttention):
+    """The dot product with normalised queries and keys in the layers of the model section,
+    whatever arch.qk_norm says; options.gain: as rms_gain.
+    """
+
+    def __init__(self, options, arch):
+        super().__init__(options, arch)
+        self.normalize("rms_gain" if options.gain else "rms", arch.head_width)
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

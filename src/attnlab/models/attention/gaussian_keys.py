@@ -12,8 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import masked_softmax
-from attnlab.models.attention.base import Attention
+from attnlab.models.attention.base import SoftmaxAttention
 
 COMPONENTS = 2
 
@@ -34,15 +33,15 @@ class KeyMixture(nn.Module):
         nn.init.uniform_(self.shift, -bound, bound)
 
 
-class GaussianKeysAttention(Attention):
+class GaussianKeysAttention(SoftmaxAttention):
     """softmax over j of log a_ij. -||q||^2 is the same for all keys of a row and left out."""
 
     def __init__(self, options, arch):
         super().__init__(options, arch)
         self.mixture = KeyMixture(arch.heads, arch.head_width)
 
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`."""
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """See `SoftmaxAttention.scores`."""
         log_pi = self.mixture.logit.log_softmax(0)
         scores = None
         for log_share, shift in zip(log_pi, self.mixture.shift, strict=True):
@@ -50,4 +49,4 @@ class GaussianKeysAttention(Attention):
             near = q @ key.mT - key.square().sum(-1).unsqueeze(-2) / 2
             part = log_share.unsqueeze(-1) + near / math.sqrt(q.shape[-1])
             scores = part if scores is None else torch.logaddexp(scores, part)
-        return masked_softmax(scores, visible)
+        return scores

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.kernels import neural_attention
-from attnlab.masking import masked_softmax
-from attnlab.models.attention.base import Attention, HeadLinear, head_linear
+from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
 
 Projections = tuple[HeadLinear, HeadLinear] | None
 
@@ -77,7 +76,7 @@ class ScoreNetwork(nn.ModuleList):
             return a, c, mid_weight, mid_bias, last.expand(heads, -1)
 
 
-class NeuralAttention(Attention):
+class NeuralAttention(SoftmaxAttention):
     """Neural Attention with any number of hidden layers in the score network."""
 
     def __init__(self, options, arch):
@@ -101,14 +100,10 @@ class NeuralAttention(Attention):
         return (self.project_q, self.project_k) if self.projected else None
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Unscaled scores A (eqs 5-9) of q, k (B, H, N, D), by the reference: (B, H, N, N)."""
+        """See `SoftmaxAttention.scores`: A / sqrt(D) (eqs 5-10), by the reference."""
         if self.project:
             q, k = self.project_q(q), self.project_k(k)
-        return self.score_network(q, k)
-
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`; by the reference."""
-        return masked_softmax(self.scores(q, k) * self.scale, visible)
+        return self.score_network(q, k) * self.scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""

@@ -1,0 +1,29 @@
+"""Uniform attention: every visible key has the same weight. A control without parameters.
+
+    a_ij = 1 / (number of keys that query i sees)
+
+What another mechanism gains over it is due to scores; what it gains itself over the dot product is
+not.
+"""
+
+import torch
+from torch import Tensor
+
+from attnlab.models.attention.base import SoftmaxAttention
+
+
+class UniformAttention(SoftmaxAttention):
+    """The mean of the visible values: the softmax of scores that are all 0."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """See `SoftmaxAttention.scores`."""
+        return q.new_zeros(*q.shape[:-1], k.shape[-2])
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+        """See `Attention.forward`; by a running mean, so that nothing N x M exists."""
+        n, m = q.shape[-2], k.shape[-2]
+        values = v.to(torch.promote_types(v.dtype, torch.float32))  # a sum of many terms
+        if not causal:
+            return values.mean(-2, keepdim=True).to(v.dtype).expand(*v.shape[:-2], n, -1)
+        seen = torch.arange(1 + m - n, 1 + m, device=v.device).unsqueeze(-1)
+        return (values.cumsum(-2)[..., m - n :, :] / seen).to(v.dtype)
