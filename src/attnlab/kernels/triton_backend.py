@@ -47,6 +47,8 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
     """Why these kernels cannot serve, in one line, or None. Shapes as in the module's text."""
     if triton is None:
         return "triton is not installed"
+    if torch.version.hip:  # where torch calls the device "cuda" too
+        return "ROCm: the kernels hold instructions of NVIDIA GPUs"
     if v.device.type != "cuda" and not INTERPRETED:
         return f"device {v.device.type}: triton needs cuda"
     if v.device.type == "cuda" and torch.cuda.get_device_capability(v.device) < (8, 0):
