@@ -20,6 +20,7 @@ from attnlab import kernels
 from attnlab.activations import ACTIVATIONS
 from attnlab.errors import BadInput
 from attnlab.kernels import cpp_backend, neural_attention, ops
+from attnlab.models.attention.base import HeadLinear
 from attnlab.models.attention.neural import ScoreNetwork
 from attnlab.run import run
 
@@ -139,6 +140,18 @@ def test_half_precision_values(backend, dtype):
         compare(backend, network(3, 16, hidden, "gelu"), q, k, v, True, HALF[dtype])
 
 
+@pytest.mark.parametrize("backend", ["eager", *BACKENDS])
+@pytest.mark.parametrize("dtype", HALF)
+def test_half_precision_network(backend, dtype):
+    """Scores are computed in float32 from the rounded parameters, by every backend."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 70, 16).to(dtype) for _ in range(3))
+    for hidden in ([5], [4, 3]):
+        net = network(3, 16, hidden, "gelu", loudness=10.0).to(dtype)
+        assert net(q, k).dtype == torch.float32
+        compare(backend, net, q, k, v, True, HALF[dtype])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_equal_scores_average(backend):
     net = network(1, 2, [3], "relu")
@@ -236,6 +249,119 @@ def test_a_backend_that_cannot_serve_is_refused_at_once(options, reason, cache, 
     with pytest.raises(BadInput, match=reason):
         run(cfg, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+WRONG = {  # q (1, 2, 5, 4), k (1, 2, 7, 4), v (1, 2, 7, 8) -> what is said
+    "short v": (lambda q, k, v: (q, k, v[:, :, :-1]), "number of tokens; got k=7, v=6"),
+    "long v": (lambda q, k, v: (q, k[:, :, :-1], v), "number of tokens; got k=6, v=7"),
+    "batch": (lambda q, k, v: (q, k, v.repeat(2, 1, 1, 1)), "batch size, .* got q=1, v=2"),
+    "one head of v": (lambda q, k, v: (q, k, v[:, :1]), "number of heads, .* got q=2, v=1"),
+    "one head of k": (lambda q, k, v: (q, k[:, :1], v), "number of heads, .* got q=2, k=1"),
+    "width of k": (lambda q, k, v: (q, k[..., :3], v), "head width; got q=4, k=3"),
+    "width": (
+        lambda q, k, v: (q[..., :2], k[..., :2], v),
+        "score network reads; got 2, expected 4",
+    ),
+    "no heads": (lambda q, k, v: (q[0], k, v), r"q must be \(B, H, N, D\).* got \(2, 5, 4\)"),
+    "no keys": (lambda q, k, v: (q, k[:, :, :0], v[:, :, :0]), "none of them 0"),
+    "fewer keys": (lambda q, k, v: (q, k[:, :, :4], v[:, :, :4]), "got 5 queries, 4 keys"),
+    "dtype of k": (
+        lambda q, k, v: (q, k.double(), v),
+        "dtype; got q=torch.float32, k=torch.float64",
+    ),
+    "integers": (lambda q, k, v: (q, k, v.int()), "v must be a tensor of floating point numbers"),
+    "device": (lambda q, k, v: (q, k, v.to("meta")), "one device; got q=cpu, v=meta"),
+}
+
+
+@pytest.mark.parametrize("backend", ["eager", *BACKENDS, "triton", "auto"])
+@pytest.mark.parametrize("case", WRONG)
+def test_inputs_that_do_not_fit_are_refused(backend, case):
+    change, said = WRONG[case]
+    q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 8)
+    with pytest.raises(ValueError, match=said):
+        neural_attention(
+            *change(q, k, v), network(1, 4, [3], "relu"), causal=True, scale=1.0, backend=backend
+        )
+
+
+@pytest.mark.parametrize("backend", ["eager", *BACKENDS])
+def test_parameters_that_do_not_fit_are_refused(backend):
+    x, options = torch.randn(1, 2, 5, 4), {"causal": True, "scale": 1.0, "backend": backend}
+    with pytest.raises(ValueError, match="got 3, expected 1 or 2"):
+        neural_attention(x, x, x, network(3, 4, [3], "relu"), **options)
+    net = network(1, 2, [3], "relu")
+    for shape, said in ((1, 4, 3), "got 3, expected 2"), ((1, 5, 2), "got 4, expected 5"):
+        project = (HeadLinear(*shape), HeadLinear(*shape))
+        with pytest.raises(ValueError, match=said):
+            neural_attention(x, x, x, net, project=project, **options)
+
+
+def operands(hidden):
+    """All tensors of the backward operator by name, and those of the forward as it takes them."""
+    names = ("a", "c", "mid_weight", "mid_bias", "out_weight", "v")
+    q, k, v = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 70, 4), torch.randn(1, 2, 70, 16)
+    tables = [
+        None if x is None else x.detach().contiguous()
+        for x in network(2, 4, hidden, "relu").tables(q, k, 1.0)
+    ]
+    found = dict(zip(names, (*tables, v), strict=True))
+    found["out"], found["lse"] = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5)
+    return {"grad_out": torch.randn(1, 2, 5, 16)} | found
+
+
+WRONG_OPERAND = {
+    "short": lambda x: x[:, :, 1:].clone() if x.dim() > 2 else x[:, 1:].clone(),
+    "one head": lambda x: x.narrow(int(x.shape[0] == 1), 0, 1).clone(),
+    "flat": lambda x: x.flatten(),
+    "dtype": lambda x: x.double(),
+    "device": lambda x: x.to("meta"),
+    "strides": lambda x: x.mT.contiguous().mT,
+}
+FORWARD = ("a", "c", "mid_weight", "mid_bias", "out_weight", "v")
+
+
+def wrong_operands(hidden, case):
+    """Name of a tensor and all tensors of the backward operator, with that one made wrong."""
+    right = operands(hidden)
+    for name in (name for name, x in right.items() if x is not None):
+        yield name, right | {name: WRONG_OPERAND[case](right[name])}
+
+
+@pytest.mark.parametrize("hidden", [[3], [3, 2]])
+@pytest.mark.parametrize("case", WRONG_OPERAND)
+def test_the_cpp_library_reads_nothing_beyond_a_tensor(built, hidden, case):
+    """Called past every check in Python."""
+    library = cpp_backend._library("relu")
+    library.backward(*operands(hidden).values(), True)
+    for name, tensors in wrong_operands(hidden, case):
+        if case == "strides" and (
+            name in ("v", "out", "grad_out") or tensors[name].is_contiguous()
+        ):
+            continue  # need not be contiguous
+        with pytest.raises(RuntimeError, match=r" must .*; got "):
+            library.backward(*tensors.values(), True)
+        if name in FORWARD and (case, name) != ("short", "a"):  # any number of queries
+            with pytest.raises(RuntimeError, match=r" must .*; got "):
+                library.forward(*(tensors[key] for key in FORWARD), True)
+    half = operands(hidden) | {"mid_bias": None if len(hidden) == 2 else torch.zeros(2, 3)}
+    with pytest.raises(RuntimeError, match="mid_weight and mid_bias must both be given"):
+        library.forward(*(half[key] for key in FORWARD), True)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+@pytest.mark.parametrize("hidden", [[3], [3, 2]])
+@pytest.mark.parametrize("case", ["short", "one head", "flat", "dtype", "device"])
+def test_the_operator_refuses_tensors_that_do_not_fit(backend, hidden, case):
+    """Before any backend gets them: Triton's kernels check nothing."""
+    for name, tensors in wrong_operands(hidden, case):
+        if case == "dtype" and name in ("a", "v", "grad_out"):
+            continue  # may be of any
+        with pytest.raises(ValueError, match=r" must .*; got "):
+            ops._backward(*tensors.values(), "relu", True, backend)
+        if name in FORWARD and (case, name) != ("short", "a"):  # any number of queries
+            with pytest.raises(ValueError, match=r" must .*; got "):
+                ops.fused_attention(*(tensors[key] for key in FORWARD), "relu", True, backend)
 
 
 def test_auto_takes_what_there_is_and_says_so_once(caplog):

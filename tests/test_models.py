@@ -68,6 +68,45 @@ def test_arms_start_equal_but_for_attention(data, model, layers):
     assert all(own in key for key in extra)
 
 
+FORMS = [
+    *((name, ()) for name in MODELS if name not in (*NEURAL, "additive")),
+    *(
+        (name, (f"model.backend={backend}",))
+        for name in (*NEURAL, "additive")
+        for backend in ("eager", "chunked", "cpp")
+    ),
+]
+
+
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+@pytest.mark.parametrize(("model", "options"), FORMS, ids=str)
+def test_a_model_cast_to_bfloat16_runs(data, model, options):
+    """Forward and backward, near the same model in float32; with a bias in every projection."""
+    key = "neural_layers" if model in NEURAL else "layers"
+    if model != "dot_product":
+        options = (*options, f"model.{key}=all")
+    if model in NEURAL and model != "neural_full":
+        options = (*options, "model.projection_bias=true")
+    cfg = config(f"data={data}", "scale=smoke", f"model={model}", "arch.dropout=0.0", *options)
+    torch.manual_seed(0)
+    if data == "pydocs":
+        sizes, inputs = (300, 300, 64), torch.randint(0, 300, (2, 20))
+    else:
+        sizes, inputs = (48, 10, 17), torch.randn(2, 3, 16, 16).bfloat16()
+    cast, exact = build_model(cfg, *sizes).bfloat16(), build_model(cfg, *sizes)
+    exact.load_state_dict(cast.state_dict())
+    logits = cast(inputs)
+    wanted = exact(inputs.float() if inputs.is_floating_point() else inputs)
+    assert logits.dtype == torch.bfloat16
+    assert (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
+    logits.float().square().mean().backward()
+    wanted.square().mean().backward()
+    one, other = (
+        torch.cat([p.grad.flatten().float() for p in m.parameters()]) for m in (cast, exact)
+    )
+    assert (one - other).norm() < 0.2 * other.norm()
+
+
 def test_another_seed_is_another_start():
     one, two = (
         build_model(config("scale=smoke", f"seed={seed}"), 300, 300, 64) for seed in (0, 1)

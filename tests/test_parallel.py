@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import torch
 from conftest import children, metrics, rows_written, same_run
 
 RUN = [
@@ -33,6 +34,27 @@ def test_two_processes_train_as_one(train, tmp_path):
     )
     one, two = (metrics(tmp_path / name)[-1] for name in ("one", "two"))
     assert off(one, two, "test/loss") < 1e-6  # every sample of the split once
+
+
+BUFFERS = """
+import torch
+from attnlab import parallel
+
+with parallel.joined(torch.device("cpu")):
+    module = torch.nn.Linear(1, 1)
+    module.register_buffer("constant", torch.tensor(parallel.rank()))
+    parallel.share(module)(torch.ones(1, 1))
+    torch.save(module.constant, f"{parallel.rank()}.pt")
+"""
+
+
+def test_buffers_are_not_sent(start, tmp_path):
+    """They are constants, and DistributedDataParallel would send them with every forward."""
+    (tmp_path / "buffers.py").write_text(BUFFERS)
+    process = start(script=str(tmp_path / "buffers.py"), processes=2)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert [int(torch.load(tmp_path / f"{rank}.pt")) for rank in range(2)] == [0, 1]
 
 
 def off(one: dict, other: dict, key: str) -> float:

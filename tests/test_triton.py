@@ -69,8 +69,9 @@ def run(inputs, gradient, activation, causal):
 
 
 @pytest.fixture(autouse=True)
-def poisoned():
+def poisoned(monkeypatch):
     """torch fills what is not initialised with nan."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -132,6 +133,13 @@ def test_a_reason_is_given():
         assert "cuda" in reason(a, c, None, None, w, v, "relu")
 
 
+def test_rocm_is_refused_though_torch_calls_it_cuda(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    (a, c, *_, w, v), _ = problem(2, None, 3, 3, 8, FULL)
+    reason = triton_backend.unsupported(a, c, None, None, w, v, "relu")
+    assert reason == "ROCm: the kernels hold instructions of NVIDIA GPUs"
+
+
 def child(*command, **environment) -> str:
     """What a Python process prints that must succeed."""
     inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -150,7 +158,7 @@ def child(*command, **environment) -> str:
 def test_the_tests_above_in_the_interpreter():
     arguments = ("-m", "pytest", "-p", "no:cacheprovider", "-k", "not interpreter", __file__)
     said = child(*arguments, TRITON_INTERPRET="1")
-    assert f"{len(CASES) + 2} passed" in said
+    assert f"{len(CASES) + 3} passed" in said
 
 
 @pytest.mark.skipif(triton_backend.INTERPRETED, reason="has its own process")

@@ -26,6 +26,8 @@ def choose_device(cfg: Config) -> torch.device:
     if name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to repeat
         torch.use_deterministic_algorithms(True)
+        # No kernel here reads what it has not written, and filling every buffer costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         torch.backends.cudnn.benchmark = False
     else:
         keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Which keys a query sees, and the softmax over them.
+"""Which keys a query sees, the softmax over them, and the precision of both.
 
 Shapes: N queries, M keys.
 """
@@ -18,7 +18,12 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
     """Softmax over the last dimension of scores (..., N, M), in float32 or better; visible: a
     boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.
     """
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = at_least_float32(scores)
     if visible is None:
         return scores.softmax(-1)
     return scores.masked_fill(~visible, -math.inf).softmax(-1).masked_fill(~visible, 0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

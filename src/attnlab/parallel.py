@@ -127,8 +127,8 @@ def share(model: nn.Module) -> nn.Module:
     """The model to train: backward adds up the mean of its gradients over processes."""
     if size() == 1:
         return model
-    # buffers are constants (positions, masks): the same in each process
-    return nn.parallel.DistributedDataParallel(model)
+    # Buffers are constants (positions), equal in every process, so they need not be sent.
+    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
 def accumulating(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:

@@ -3,7 +3,7 @@
     eager    the reference, every tensor in memory; any score network, any device
     chunked  plain torch, some queries at a time, scores recomputed in the backward; any device
     cpp      C++ on CPU, compiled on first use
-    triton   CUDA
+    triton   NVIDIA GPUs (CUDA, not ROCm)
 
 Shapes: B batch, H heads, N queries, M keys, D head width, h and h2 widths of the hidden layers.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attnlab.errors import BadInput
 from attnlab.kernels.ops import BACKENDS, fused_attention
+from attnlab.kernels.validation import check_inputs
 from attnlab.masking import causal_mask, masked_softmax
 
 log = logging.getLogger(__name__)
@@ -36,14 +37,17 @@ def neural_attention(
     """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
 
     q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
-    its `forward`, `tables`, `activation` and `unfusable`; project: two
-    `HeadLinear` from D to the width that it reads, or None. causal: query i sees key
-    j <= i + M - N, so that the last query sees all keys. Returns (B, H, N, D) in the dtype of v.
+    its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear` from
+    D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
+    last query sees all keys. Returns (B, H, N, D) in the dtype of v.
     backend: auto, eager, or one of BACKENDS.
-    Errors: `BadInput` if the named backend cannot serve; auto then takes the next one.
+    Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
+    the named backend cannot serve, where auto takes the next one.
     """
-    if causal and k.shape[-2] < q.shape[-2]:
-        raise ValueError(f"causal attention of {q.shape[-2]} queries to {k.shape[-2]} keys")
+    if backend not in ("auto", "eager", *BACKENDS):
+        allowed = ", ".join(("auto", "eager", *BACKENDS))
+        raise BadInput(f"model.backend={backend}: must be one of {allowed}")
+    check_inputs(q, k, v, score_network, project, causal)
     if backend != "eager":
         reason = score_network.unfusable
         if not reason:
@@ -55,10 +59,8 @@ def neural_attention(
         if backend != "auto":
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")
-    if project:
-        q, k = project[0](q), project[1](k)
     visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-    return masked_softmax(score_network(q, k) * scale, visible).to(v.dtype) @ v
+    return masked_softmax(score_network(q, k, project) * scale, visible).to(v.dtype) @ v
 
 
 def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:

@@ -42,7 +42,7 @@ def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
 
 def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal):
     """See `ops`."""
-    tensors = _contiguous(a, c, mid_weight, mid_bias, out_weight)
+    *tensors, lse = _contiguous(a, c, mid_weight, mid_bias, out_weight, lse)
     da, dc, dv, weight, bias, last = _library(activation).backward(
         grad_out.float(), *tensors, v.float(), out.float(), lse, causal
     )

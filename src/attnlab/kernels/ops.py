@@ -12,6 +12,7 @@ from torch import Tensor
 from torch import library as torch_library
 
 from attnlab.kernels import chunked, cpp_backend, triton_backend
+from attnlab.kernels.validation import check_gradient, check_operands
 
 BACKENDS = {"chunked": chunked, "cpp": cpp_backend, "triton": triton_backend}
 
@@ -30,12 +31,17 @@ def fused_attention(
     causal: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """out and lse; out is differentiable once. Shapes are in the module's text."""
+    """out and lse; out is differentiable once. Shapes are in the module's text.
+
+    Errors: `ValueError` if a tensor does not fit the others.
+    """
+    check_operands(a, c, mid_weight, mid_bias, out_weight, v, causal)
     return BACKENDS[backend].forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal)
 
 
 @fused_attention.register_fake
 def _(a, c, mid_weight, mid_bias, out_weight, v, activation, causal, backend):
+    check_operands(a, c, mid_weight, mid_bias, out_weight, v, causal)
     return v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
 
 
@@ -55,8 +61,10 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     """Gradients of a, c, mid_weight, mid_bias, out_weight, v; those of absent tensors are left
-    out.
+    out. Errors: as `fused_attention`.
     """
+    check_operands(a, c, mid_weight, mid_bias, out_weight, v, causal)
+    check_gradient(grad_out, a, v, out, lse)
     grads = BACKENDS[backend].backward(
         grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal
     )
@@ -66,6 +74,8 @@ def _backward(
 @_backward.register_fake
 def _(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal, backend):
     inputs = (a, c, mid_weight, mid_bias, out_weight, v)
+    check_operands(*inputs, causal)
+    check_gradient(grad_out, a, v, out, lse)
     return [x.new_empty(x.shape) for x in inputs if x is not None]
 
 

@@ -47,6 +47,8 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
     """Why these kernels cannot serve, in one line, or None. Shapes as in the module's text."""
     if triton is None:
         return "triton is not installed"
+    if torch.version.hip:  # where torch calls the device "cuda" too
+        return "ROCm: the kernels hold instructions of NVIDIA GPUs"
     if v.device.type != "cuda" and not INTERPRETED:
         return f"device {v.device.type}: triton needs cuda"
     if v.device.type == "cuda" and torch.cuda.get_device_capability(v.device) < (8, 0):
@@ -68,10 +70,11 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
 
 def _network(mid_weight, mid_bias, out_weight) -> tuple[Tensor, Tensor, Tensor]:
     """W (H, h2, h), b (H, h2), w (H, h2) as the kernels take them, for scores in units of ln 2."""
+    scaled = out_weight.contiguous() / LN2
     if mid_weight is None:
-        weight = out_weight.unsqueeze(1) / LN2
+        weight = scaled.unsqueeze(1)
         return weight, torch.zeros_like(weight[..., 0]), weight
-    return mid_weight.contiguous(), mid_bias, out_weight / LN2
+    return mid_weight.contiguous(), mid_bias, scaled
 
 
 def _tables(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, case: Case):
@@ -120,7 +123,8 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
     weight, bias, scaled = _network(mid_weight, mid_bias, out_weight)
     case = _case(v, weight, mid_weight is not None, activation, causal)
     (batch, heads, n, h), m = a.shape, c.shape[2]
-    v, grad_out, out = v.contiguous(), grad_out.to(v.dtype).contiguous(), out.contiguous()
+    grad_out = grad_out.to(v.dtype)
+    v, grad_out, out, lse = (x.contiguous() for x in (v, grad_out, out, lse))
     delta, grad_v = torch.empty_like(lse), torch.empty_like(v)
     sums_a, sums_c = a.new_zeros(batch, heads, h, n), c.new_zeros(batch, heads, h, m)
     by_homogeneity = case.homogeneous and case.h2 == 1  # unit sums: sum_ij e act(x) = sum_i x e'

@@ -232,6 +232,19 @@ void with_scorer(bool two, Call call) {
   else call(std::type_identity<Scorer<ACTIVATION, false>>{});
 }
 
+// Before a pointer is taken: what follows reads and writes by these sizes alone.
+const Tensor& checked(const char* name, const Tensor& x, at::IntArrayRef sizes) {
+  TORCH_CHECK(x.device().is_cpu(), name, " must be on the CPU; got ", x.device());
+  TORCH_CHECK(x.scalar_type() == at::kFloat, name, " must be float32; got ", x.scalar_type());
+  TORCH_CHECK(x.sizes() == sizes, name, " must have sizes ", sizes, "; got ", x.sizes());
+  return x;
+}
+
+float* numbers(const char* name, const Tensor& x, at::IntArrayRef sizes) {
+  TORCH_CHECK(checked(name, x, sizes).is_contiguous(), name, " must be contiguous; got strides ", x.strides());
+  return x.data_ptr<float>();
+}
+
 // Contiguous, with the last dimension zero-padded to whole vectors.
 Tensor padded(const Tensor& x) {
   const int64_t extra = -x.size(-1) & (W - 1);
@@ -240,22 +253,33 @@ Tensor padded(const Tensor& x) {
 
 using Maybe = std::optional<Tensor>;
 
+// Everything but the pointer to v, which is padded first.
 Problem problem(const Tensor& a, const Tensor& c, const Tensor& v, const Maybe& mid_weight, const Maybe& mid_bias,
                 const Tensor& out_weight, bool causal) {
-  Problem p{a.size(0), a.size(1), a.size(2), c.size(2), v.size(3), causal, int(a.size(3)),
-            mid_weight ? int(mid_weight->size(1)) : 1};
-  p.a = a.data_ptr<float>(), p.c = c.data_ptr<float>(), p.v = v.data_ptr<float>();
-  p.weight = (mid_weight ? *mid_weight : out_weight).data_ptr<float>();
-  p.bias = mid_bias ? mid_bias->data_ptr<float>() : nullptr;
-  p.out = mid_weight ? out_weight.data_ptr<float>() : nullptr;
+  for (const Tensor& x : {a, c, v})
+    TORCH_CHECK(x.dim() == 4 && x.numel(), "a, c and v must have four dimensions, none of them 0; got ", x.sizes());
+  TORCH_CHECK(mid_weight.has_value() == mid_bias.has_value(), "mid_weight and mid_bias must both be given, or neither");
+  TORCH_CHECK(!mid_weight || mid_weight->dim() == 3, "mid_weight must have three dimensions; got ", mid_weight->sizes());
+  const int64_t batch = a.size(0), heads = a.size(1), n = a.size(2), h = a.size(3), m = c.size(2);
+  const int64_t t = mid_weight ? mid_weight->size(1) : 1;
+  TORCH_CHECK(h <= MOST && 0 < t && t <= MOST, "hidden layers must have 1 to ", MOST, " units; got ", h, " and ", t);
+  TORCH_CHECK(!causal || n <= m, "causal attention needs at least as many keys as queries; got ", m, " and ", n);
+  checked("v", v, {batch, heads, m, v.size(3)});
+  Problem p{batch, heads, n, m, (v.size(3) + W - 1) / W * W, causal, int(h), int(t)};
+  p.a = numbers("a", a, {batch, heads, n, h}), p.c = numbers("c", c, {batch, heads, m, h});
+  if (mid_weight) {
+    p.weight = numbers("mid_weight", *mid_weight, {heads, t, h}), p.bias = numbers("mid_bias", *mid_bias, {heads, t});
+    p.out = numbers("out_weight", out_weight, {heads, t});
+  } else p.weight = numbers("out_weight", out_weight, {heads, h});
   return p;
 }
 
 // Tensors as in ops.py; all float32 and, but for v, contiguous.
 std::tuple<Tensor, Tensor> forward_op(const Tensor& a, const Tensor& c, const Maybe& mid_weight, const Maybe& mid_bias,
                                       const Tensor& out_weight, const Tensor& v, bool causal) {
+  Problem p = problem(a, c, v, mid_weight, mid_bias, out_weight, causal);
   const Tensor values = padded(v);
-  const Problem p = problem(a, c, values, mid_weight, mid_bias, out_weight, causal);
+  p.v = values.data_ptr<float>();
   const Tensor out = at::empty({p.batch, p.heads, p.n, p.d}, a.options());
   const Tensor lse = at::empty({p.batch, p.heads, p.n}, a.options());
   with_scorer(mid_weight.has_value(), [&]<class S>(std::type_identity<S>) {
@@ -264,17 +288,22 @@ std::tuple<Tensor, Tensor> forward_op(const Tensor& a, const Tensor& c, const Ma
   return {out.slice(-1, 0, v.size(-1)), lse};
 }
 
-// Gradients of a, c and v; those of weight, bias and out for each batch and head.
+// Gradients of a, c and v; those of weight, bias and out for each batch and head. d_out and out
+// need not be contiguous.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward_op(
     const Tensor& d_out, const Tensor& a, const Tensor& c, const Maybe& mid_weight, const Maybe& mid_bias,
     const Tensor& out_weight, const Tensor& v, const Tensor& out, const Tensor& lse, bool causal) {
-  const Tensor values = padded(v), mixed = padded(out), upstream = padded(d_out);
-  const Problem p = problem(a, c, values, mid_weight, mid_bias, out_weight, causal);
+  Problem p = problem(a, c, v, mid_weight, mid_bias, out_weight, causal);
+  const int64_t sizes[] = {p.batch, p.heads, p.n, v.size(3)};
+  const Tensor values = padded(v), mixed = padded(checked("out", out, sizes));
+  const Tensor upstream = padded(checked("d_out", d_out, sizes));
+  p.v = values.data_ptr<float>();
   const Tensor da = at::empty_like(a), dc = at::empty_like(c), dv = at::empty_like(values);
   const Tensor weight = at::empty({p.batch, p.heads, p.t, p.h}, a.options());
   const Tensor bias = at::empty({p.batch, p.heads, p.t}, a.options()), last = at::empty_like(bias);
+  const float* sums = numbers("lse", lse, {p.batch, p.heads, p.n});
   with_scorer(mid_weight.has_value(), [&]<class S>(std::type_identity<S>) {
-    backward<S>(p, upstream.data_ptr<float>(), mixed.data_ptr<float>(), lse.data_ptr<float>(),
+    backward<S>(p, upstream.data_ptr<float>(), mixed.data_ptr<float>(), sums,
                 {da.data_ptr<float>(), dc.data_ptr<float>(), dv.data_ptr<float>(), weight.data_ptr<float>(),
                  bias.data_ptr<float>(), last.data_ptr<float>()});
   });

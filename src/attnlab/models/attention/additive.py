@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.kernels import neural_attention
+from attnlab.masking import at_least_float32
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
 
 
@@ -25,18 +26,24 @@ class AdditiveScore(nn.Module):
         self.key = HeadLinear(groups, head_width, hidden, bias=False)
         self.value = HeadLinear(groups, hidden, 1, bias=False)
 
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        """q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M)."""
+    @property
+    def takes(self) -> tuple[int, int]:
+        """Heads and width: see `ScoreNetwork.takes`."""
+        groups, _, width = self.query.weight.shape
+        return groups, width
+
+    def forward(self, q: Tensor, k: Tensor, project: None = None) -> Tensor:
+        """q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M), as `ScoreNetwork.forward`."""
+        q, k = at_least_float32(q), at_least_float32(k)
         y = torch.tanh(self.query(q).unsqueeze(-2) + self.key(k).unsqueeze(-3))
         return self.value(y.flatten(2, 3)).unflatten(2, y.shape[2:4]).squeeze(-1)
 
     def tables(self, q: Tensor, k: Tensor, scale: float, project: None) -> tuple:
         """What fused kernels start from: see `ScoreNetwork.tables`."""
-        dtype = torch.promote_types(q.dtype, torch.float32)
+        q, k = at_least_float32(q), at_least_float32(k)
         with torch.autocast(q.device.type, enabled=False):
-            a, c = self.query(q.to(dtype)), self.key(k.to(dtype))
-            last = (self.value.weight.squeeze(1) * scale).expand(q.shape[1], -1)
-            return a, c, None, None, last
+            last = self.value.weight.to(q.dtype).squeeze(1) * scale
+            return self.query(q), self.key(k), None, None, last.expand(q.shape[1], -1)
 
 
 class AdditiveAttention(SoftmaxAttention):

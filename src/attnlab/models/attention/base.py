@@ -81,7 +81,11 @@ class HeadLinear(nn.Module):
 
 
 def head_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b for weight (groups, outputs, inputs), bias (groups, 1, outputs)."""
+    """x W^T + b for weight (groups, outputs, inputs), bias (groups, 1, outputs). Where x is wider
+    than they are, as in a score network of a model cast to 16 bits, they are widened.
+    """
+    dtype = torch.promote_types(weight.dtype, x.dtype)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if len(weight) == 1:  # one matrix product for all heads
         return nn.functional.linear(x, weight[0], None if bias is None else bias[0, 0])
     y = x @ weight.mT

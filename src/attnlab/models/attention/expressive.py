@@ -9,10 +9,9 @@ The abstract speaks of the squared dot product, which read literally is the seco
 is second-hand (a third party's code) and the default. No parameters.
 """
 
-import torch
 from torch import Tensor
 
-from attnlab.masking import masked_softmax
+from attnlab.masking import at_least_float32, masked_softmax
 from attnlab.models.attention.base import Attention
 
 FLOOR = 1e-30  # added to every weight before the division: a row of zeros becomes uniform
@@ -31,8 +30,7 @@ class ExpressiveAttention(Attention):
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """See `Attention.weights`."""
-        z = q @ k.mT
-        square = z.to(torch.promote_types(z.dtype, torch.float32)).square()
+        square = at_least_float32(q @ k.mT).square()
         if self.form == "softmax_square":
             return masked_softmax(square, visible)
         weights = square / (1 + square) + FLOOR

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.kernels import neural_attention
+from attnlab.masking import at_least_float32
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
 
 Projections = tuple[HeadLinear, HeadLinear] | None
@@ -31,8 +32,13 @@ class ScoreNetwork(nn.ModuleList):
         super().__init__(HeadLinear(groups, i, o) for i, o in pairwise(widths))
         self.activation = activation
 
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        """Unscaled scores A (eqs 7-9): q (B, H, N, P), k (B, H, M, P) -> (B, H, N, M)."""
+    def forward(self, q: Tensor, k: Tensor, project: Projections = None) -> Tensor:
+        """Unscaled scores A (eqs 5-9): q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M), in float32
+        or better but for what autocast says. project: W_q and W_k, or None if D is P.
+        """
+        q, k = at_least_float32(q), at_least_float32(k)
+        if project:
+            q, k = project[0](q), project[1](k)
         first, *rest = self
         w_q, w_k = first.weight.chunk(2, dim=-1)  # W_h = [W_hq, W_hk]
         a, c = head_linear(q, w_q, first.bias), head_linear(k, w_k)
@@ -41,6 +47,14 @@ class ScoreNetwork(nn.ModuleList):
             y = ACTIVATIONS[self.activation](y)
             y = layer(y.flatten(2, 3)).unflatten(2, y.shape[2:4])
         return y.squeeze(-1)
+
+    @property
+    def takes(self) -> tuple[int, int]:
+        """How many heads it has parameters for (1: for any number), and the width P that it reads
+        of a query or key.
+        """
+        groups, _, both = self[0].weight.shape
+        return groups, both // 2
 
     @property
     def unfusable(self) -> str | None:
@@ -57,22 +71,25 @@ class ScoreNetwork(nn.ModuleList):
 
         q, k (B, H, N or M, D); a projection W_q and the first layer are one matrix, W_hq W_q.
         """
-        heads, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
+        q, k, heads = at_least_float32(q), at_least_float32(k), q.shape[1]
         with torch.autocast(q.device.type, enabled=False):
-            w_q, w_k = self[0].weight.chunk(2, dim=-1)
-            b_q, b_k = self[0].bias, None
+            (first, b_q), *rest = ((x.weight.to(q.dtype), x.bias.to(q.dtype)) for x in self)
+            (w_q, w_k), b_k = first.chunk(2, dim=-1), None
             if project:
+                p_q, p_k = (x.weight.to(q.dtype) for x in project)
                 if project[0].bias is not None:
-                    b_q, b_k = b_q + project[0].bias @ w_q.mT, project[1].bias @ w_k.mT
-                w_q, w_k = w_q @ project[0].weight, w_k @ project[1].weight
-            a = head_linear(q.to(dtype), w_q, b_q)
-            c = head_linear(k.to(dtype), w_k, b_k)
+                    b_q = b_q + project[0].bias.to(q.dtype) @ w_q.mT
+                    b_k = project[1].bias.to(q.dtype) @ w_k.mT
+                w_q, w_k = w_q @ p_q, w_k @ p_k
+            a, c = head_linear(q, w_q, b_q), head_linear(k, w_k, b_k)
             mid_weight = mid_bias = None
-            if len(self) == 3:
-                mid_weight = self[1].weight.expand(heads, -1, -1)
-                mid_bias = self[1].bias.squeeze(1).expand(heads, -1)
+            *middle, (last_weight, last_bias) = rest
+            if middle:
+                ((mid_weight, mid_bias),) = middle
+                mid_weight = mid_weight.expand(heads, -1, -1)
+                mid_bias = mid_bias.squeeze(1).expand(heads, -1)
             # The last bias drops out of the softmax: 0 * b gives it its gradient, exactly 0.
-            last = self[-1].weight.squeeze(1) * scale + 0 * self[-1].bias.squeeze(1)
+            last = last_weight.squeeze(1) * scale + 0 * last_bias.squeeze(1)
             return a, c, mid_weight, mid_bias, last.expand(heads, -1)
 
 
@@ -101,9 +118,7 @@ class NeuralAttention(SoftmaxAttention):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """See `SoftmaxAttention.scores`: A / sqrt(D) (eqs 5-10), by the reference."""
-        if self.project:
-            q, k = self.project_q(q), self.project_k(k)
-        return self.score_network(q, k) * self.scale
+        return self.score_network(q, k, self.project) * self.scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
