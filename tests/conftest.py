@@ -147,8 +147,17 @@ def until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
 
 def state(pid: int) -> str:
     """Of a process, as the kernel has it: R runs, S sleeps, T is halted, Z has ended."""
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(") ")[2][0]
+    return _stat(pid)[0]
+
+
+def parent(pid: int) -> int:
+    """The process that started a process."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """proc(5)'s fields from the third one on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
 
 
 def handles(pid: int, signum: int) -> bool:

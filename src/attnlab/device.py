@@ -10,6 +10,7 @@ import torch
 
 from attnlab.config import Config
 from attnlab.errors import BadInput
+from attnlab.launch import local_rank
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -29,8 +30,8 @@ def choose_device(cfg: Config) -> torch.device:
         torch.backends.cudnn.benchmark = False
     else:
         keep_freed_memory()
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device each
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if name == "cuda" and (number := local_rank()) is not None:  # one device each
+        torch.cuda.set_device(number)
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
 

@@ -53,14 +53,21 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     """The result, and whether it was there before."""
     folder = RunFolder(path, cfg, writes=parallel.rank() == 0)
     folder.check()
-    if (result := folder.result) is not None:
+    result = parallel.of_first(folder.result)
+    if result is not None and not folder.moved:
         return result, True
     parallel.check(cfg.trainer)
     with parallel.first_alone():
         data = build_data(cfg)
+    if result is not None:
+        same_data(result["data_fingerprint"], data, path)
+        return result, True
     total_steps(cfg, len(data.train()))  # an impossible budget is refused here
     try_mechanism(cfg, device)  # and a backend that cannot serve
     with folder:
+        # another process may have had it until now, and finished the run
+        if (result := parallel.of_first(folder.result)) is not None:
+            return result, True
         return train_and_test(cfg, data, device, folder), False
 
 
@@ -69,9 +76,10 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     with parallel.first_alone():
         state = checkpoint.load_newest(folder.checkpoints)
     if state:  # before anything in the folder is touched
-        same_data(state, data, folder.path)
+        same_data(state["data"], data, folder.path)
         same_processes(state, folder.path)
         same_best(state, folder)
+        folder.write_config()
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
     env = with_history(environment(device), folder.path) if state else environment(device)
@@ -93,15 +101,15 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             metrics.append(row, sync=True)
         tracker.log(row)
         summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
-        result |= {
+        finished = result | {
             "status": "finished",
             "data_fingerprint": data.fingerprint,
             **parameter_counts(model),
             **tested,
             **summary,
         }
-        folder.write_json("result.json", result)
-        return result
+        folder.write_json("result.json", finished)
+        return finished
     except (Interrupted, KeyboardInterrupt):
         result["status"] = "interrupted"
         raise
@@ -113,10 +121,11 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             raise
         raise explained from error
     finally:
-        if result["status"] != "finished":
+        # a run is finished when its result.json says so, whatever comes after
+        if folder.result is None:
             with contextlib.suppress(OSError, FolderInUse):
                 folder.write_json("result.json", result)
-        tracker.finish(result)
+        tracker.finish(folder.result or result)
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -131,12 +140,12 @@ def identity(cfg: Config) -> dict[str, Any]:
     }
 
 
-def same_data(state: dict[str, Any], data: Data, path: Path) -> None:
-    """Errors: `BadInput` if a checkpoint was made with other data than there is now."""
-    if state["data"] != data.fingerprint:
+def same_data(then: str, data: Data, path: Path) -> None:
+    """Errors: `BadInput` if a run was trained on data of another fingerprint than there is now."""
+    if then != data.fingerprint:
         raise BadInput(
-            f"run folder {path}: was trained on data with fingerprint {state['data']}, which is "
-            f"now {data.fingerprint}; restore the data, or start in another folder"
+            f"run folder {path}: was trained on data with fingerprint {then}, which is now "
+            f"{data.fingerprint}; restore the data, or start in another folder (hydra.run.dir=)"
         )
 
 
@@ -193,8 +202,8 @@ def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[st
     """Test metrics of the run's best checkpoint, and what a trivial predictor reaches."""
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
-    same_data(best, data, path)
-    model.load_state_dict(best["model"])
+    same_data(best["data"], data, path)
+    checkpoint.fill(model, best, path)
     batch = parallel.micro_batch(cfg.trainer)
     metrics = evaluate(model, data, "test", batch, precision(cfg, device))
     return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}

@@ -43,8 +43,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether result.json says so."""
-        return RunFolder(self.path, self.cfg).result is not None
+        """Whether result.json says so, of data that lies where it lay: else the run itself looks
+        whether it is the same.
+        """
+        folder = RunFolder(self.path, self.cfg)
+        return folder.result is not None and not folder.moved
 
     @property
     def failure(self) -> tuple[int, str] | None:
