@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -33,7 +34,7 @@ from attnlab.errors import (
     PeerLost,
 )
 from attnlab.folder import RunFolder
-from attnlab.launch import first_to_say, local_rank
+from attnlab.launch import REASON, first_to_say, local_rank
 from attnlab.validation import nearest, unknown_key, validate
 
 FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
@@ -70,6 +71,8 @@ def exit_on_failure():
         with first_to_say(type(failure).__name__) as speaks:
             for line in str(failure).splitlines() if speaks else ():
                 print(f"error: {line}", file=sys.stderr, flush=True)
+        if REASON in os.environ:
+            Path(os.environ[REASON]).write_text(str(failure))
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:  # before or after training, which has its own handling
         sys.exit(128 + signal.SIGINT)

@@ -87,7 +87,8 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
 def _end(queued, job: Job, before) -> str:
     error = queued.exception()
     if error is None:
-        return ending(queued.result(), job, before)
+        code = queued.result()
+        return ending(code, f"see {queued.paths.stderr}" if code else "", job, before)
     return (
         f"failed in the queue ({str(error).strip().splitlines()[-1]}), see {queued.paths.stderr}"
     )

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+REASON = "ATTNLAB_REASON"  # names a file in which a sweep wants to read why its job failed
+
 
 def local_rank() -> int | None:
     """Number of this process among those that torchrun started on this machine, from 0; None
