@@ -13,9 +13,9 @@ from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
-from attnlab.device import choose_device
+from attnlab.device import choose_device, chosen_because
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.folder import RunFolder, environment
+from attnlab.folder import PROGRESS, LogFile, RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -68,7 +68,8 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
         # another process may have had it until now, and finished the run
         if (result := parallel.of_first(folder.result)) is not None:
             return result, True
-        return train_and_test(cfg, data, device, folder), False
+        with LogFile(folder):
+            return train_and_test(cfg, data, device, folder), False
 
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
@@ -83,7 +84,12 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
     env = with_history(environment(device), folder.path) if state else environment(device)
+    threads = f", {env['threads']} threads" * (device.type == "cpu")
+    reason = chosen_because(cfg, device)
+    log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
+    log.info("precision: %s", cfg.trainer.precision)
     tracker = Tracker(cfg, folder.path, env)
+    log.info("W&B: %s", tracker.place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
         folder.write_json("env.json", env)
@@ -110,11 +116,13 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         }
         folder.write_json("result.json", finished)
         return finished
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as stopped:
         result["status"] = "interrupted"
+        PROGRESS.info("%s", str(stopped) or "interrupted")
         raise
     except Exception as error:
         explained = explain(error, cfg, device, folder)
+        PROGRESS.info("%s: %s", type(explained).__name__, explained)
         with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
             folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")
         if explained is error:
