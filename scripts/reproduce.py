@@ -6,9 +6,9 @@
 
 Names are files of configs/experiment; overrides behind a name are for that experiment, those
 before the first name for all. First the arms are compared, which may differ in attention only;
-then two steps of every kind of run are measured. What takes more than an hour needs --yes. Started
-again, it skips finished runs and resumes the others. An ablation's baseline, dot_product, runs
-with it.
+then the data is prepared, and two steps of every kind of run are measured. What takes more than an
+hour needs --yes. Started again, it skips finished runs and resumes the others. An ablation's
+baseline, dot_product, runs with it.
 """
 
 import sys

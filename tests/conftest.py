@@ -8,6 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Two test processes share the cores, and a thread that spins while it waits keeps others from
@@ -98,6 +101,70 @@ def train(start):
         return process.returncode, out, err
 
     return run
+
+
+class Halts:
+    """Moments at which a process halts itself: `env` goes into its environment.
+
+    Each is (occasion, count): the process stops just before it does so for the count-th time since
+    the moment before. "open a metrics.jsonl" is a row, "open w .step_*" a save. A third value
+    names an error (ENOSPC) that it gets from there on, each time, instead of halting.
+    """
+
+    def __init__(self, folder: Path, *moments: tuple):
+        self.folder = Path(tempfile.mkdtemp(prefix="halts-", dir=folder))
+        self.last = len(moments) - 1
+        paths = [str(Path(__file__).parent / "halting"), os.environ.get("PYTHONPATH")]
+        self.env = {
+            "HALTS": json.dumps([(*moment, "halt")[:3] for moment in moments]),
+            "HALTS_FOLDER": str(self.folder),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        }
+
+    def wait(self, process: subprocess.Popen, number: int = 0) -> int:
+        """Until it stands still at one of its moments, or one of those that it has started does;
+        the id of the one that halted.
+        """
+        marker = self.folder / str(self.last - number)
+        until(process, lambda: marker.is_file() and marker.read_text())
+        pid = int(marker.read_text())
+        until(process, lambda: state(pid) == "T")
+        return pid
+
+    def go_on(self, process: subprocess.Popen, number: int = 0) -> int:
+        """Wait for the moment, and let the process that halted go on; its id."""
+        pid = self.wait(process, number)
+        os.kill(pid, signal.SIGCONT)
+        return pid
+
+
+def until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
+    """Wait for what a running process is to bring about."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def state(pid: int) -> str:
+    """Of a process, as the kernel has it: R runs, S sleeps, T is halted, Z has ended."""
+    return _stat(pid)[0]
+
+
+def parent(pid: int) -> int:
+    """The process that started a process."""
+    return int(_stat(pid)[1])
+
+
+def _stat(pid: int) -> list[str]:
+    """proc(5)'s fields from the third one on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+
+
+def handles(pid: int, signum: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -12,9 +12,9 @@ import time
 
 import pytest
 import torch
-from conftest import config, metrics, rows_written, same_run
+from conftest import Halts, config, metrics, same_run
 
-from attnlab.folder import RunFolder
+from attnlab.folder import Ledger, RunFolder
 from attnlab.training import checkpoint
 
 LONG = "ATTNLAB_KILLS" in os.environ
@@ -62,29 +62,43 @@ def test_killed_anywhere(kind, kills, image_rows, start, train, tmp_path):
     # the first one before the first checkpoint
     moments = [3, *sorted(draw.sample(range(10, last), KILLS - 1))]
     in_save = set(draw.sample(moments[1:], IN_SAVE))
-    killed = saves = 0
-    while killed < KILLS or saves < IN_SAVE:
-        at = moments[killed] if killed < KILLS else rows_written(folder) + 1
-        process = start(*overrides, "hydra.run.dir=killed")
-        while rows_written(folder) < at and process.poll() is None:
-            time.sleep(0.001)
-        if at in in_save or killed >= KILLS:
-            while not saving(folder) and process.poll() is None:
-                pass
+    saves = 0
+    for at in moments:
+        row = ("open a metrics.jsonl", max(1, at - kept(folder)))
+        # in a save, its file is written and read back; else it runs, but no further than 10 rows
+        written = draw.choice(["open r .step_*", "os.rename step_*"])
+        then = (written, 1) if at in in_save else ("open a metrics.jsonl", 10)
+        halts = Halts(tmp_path, row, then)
+        process = start(*overrides, "hydra.run.dir=killed", **halts.env)
+        halts.go_on(process)
+        if at in in_save:
+            halts.wait(process, 1)
         else:
             time.sleep(draw.uniform(0, 0.02))
         process.kill()
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, err
-        killed += 1
         saves += saving(folder)  # what a finished save does not leave
+    assert saves >= IN_SAVE
     code, out, err = train(*overrides, "hydra.run.dir=killed")
     assert code == 0 and out.splitlines()[-1] == "run: killed", err
     assert "from step" in err
     assert same_run(whole, folder)
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert len(names) == 3 and not any(name.endswith(".part") for name in names)
-    kills[kind] = killed, saves
+    kills[kind] = len(moments), saves
+
+
+def kept(folder) -> int:
+    """Rows of metrics.jsonl that the next start does not write again."""
+    step = newest_step(folder)
+    return sum(row["step"] <= step for row in Ledger(folder / "metrics.jsonl").rows())
+
+
+def newest_step(folder) -> int:
+    """That of a run's newest checkpoint; -1 before there is one."""
+    names = (path.stem for path in folder.glob("checkpoints/step_*.pt"))
+    return max((int(name.removeprefix("step_")) for name in names), default=-1)
 
 
 def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsys):
@@ -98,7 +112,7 @@ def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsy
     for _ in range(SAVES):
         process = context.Process(target=save_only, args=(cfg, tmp_path))
         process.start()
-        while not (tmp_path / "checkpoints" / f"step_{reached + 1:09}.pt").is_file():
+        while newest_step(tmp_path) <= reached:
             assert process.is_alive()
             time.sleep(0.001)
         while not saving(tmp_path):

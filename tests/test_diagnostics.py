@@ -169,7 +169,7 @@ def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
     for row in evaluated:
         assert row.keys() >= KEYS and all(math.isfinite(row[key]) for key in KEYS)
         entropy = row["attention/0/entropy"]
-        assert entropy == 0 if model == "identity" else 0 < entropy
+        assert entropy == 0 if model == "identity" else entropy > 0
         assert entropy <= math.lgamma(17) / 16 * (1 + 1e-6)  # uniform attention has the most
     bare = [{key: value for key, value in row.items() if key not in KEYS} for row in on]
     assert [row for row in bare if row != {"step": 0}] == off

@@ -7,10 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from conftest import ROOT, children, config, metrics, newest, rows_written
+from conftest import ROOT, Halts, children, config, metrics, newest
 from torch.nn.modules.module import register_module_forward_hook
 
 from attnlab.config import ADDED
@@ -159,10 +158,11 @@ def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_
 
 def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):
     words = ("scale=smoke", "runtime.workers=2", "trainer.max_steps=5000", "hydra.run.dir=run")
-    process = start(*words, "trainer.eval_every=5000", "trainer.save_every=10")
-    while rows_written(tmp_path / "run") < 20:
-        time.sleep(0.01)
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 20))
+    process = start(*words, "trainer.eval_every=5000", "trainer.save_every=10", **halts.env)
+    halts.wait(process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
+    halts.go_on(process)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 5 and "Traceback" not in err
     assert "a process that loads data (runtime.workers=2) ended or hangs: " in err

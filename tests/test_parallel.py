@@ -2,10 +2,9 @@
 
 import os
 import signal
-import time
 
 import torch
-from conftest import children, metrics, rows_written, same_run
+from conftest import Halts, children, metrics, same_run
 
 RUN = [
     "scale=smoke",
@@ -66,13 +65,14 @@ def test_one_of_two_processes_is_killed(start, train, tmp_path):
     for name in ("whole", "killed"):
         run = [*RUN, "arch.dropout=0.1", f"hydra.run.dir={name}"]
         if name == "killed":
-            process = start(*run, processes=2)
-            while rows_written(tmp_path / name) < 25:
-                time.sleep(0.001)
+            halts = Halts(tmp_path, ("open a metrics.jsonl", 25))
+            process = start(*run, processes=2, **halts.env)
+            first = halts.wait(process)
             ranks = children(process.pid)
-            os.kill(ranks[1], signal.SIGKILL)
+            os.kill(next(pid for pid in ranks if pid != first), signal.SIGKILL)
+            halts.go_on(process)
             _, err = process.communicate(timeout=300)
-            assert process.returncode and "another of the 2 processes ended" in err
+            assert process.returncode and "another of the 2 processes ended" in err, err
             assert not any(alive(pid) for pid in ranks)
             code, _, err = train(*run)
             assert code == 2 and "was trained by 2 process(es), now there are 1" in err
@@ -80,6 +80,25 @@ def test_one_of_two_processes_is_killed(start, train, tmp_path):
         assert code == 0, err
     assert "continuing killed from step 20" in err
     assert same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_what_ends_a_process_that_is_not_the_first_is_said_once(start, tmp_path):
+    """A process that loads data for the second one is killed."""
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 10))
+    words = (*RUN, "runtime.workers=1", "hydra.run.dir=run")
+    process = start(*words, processes=2, **halts.env)
+    first = halts.wait(process)
+    (second,) = (pid for pid in children(process.pid) if pid != first)
+    os.kill(children(second)[-1], signal.SIGKILL)
+    halts.go_on(process)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode and err.count("error: a process that loads data") == 1, err
+
+
+def test_a_rank_of_another_launcher_hides_nothing(train):
+    """As srun and mpirun may leave it in the environment."""
+    code, _, err = train("model=nope", RANK="1", LOCAL_RANK="1")
+    assert code == 2 and err.startswith("error: model=nope: unknown model")
 
 
 def test_a_batch_that_does_not_divide_is_refused_in_one_line(train, tmp_path):

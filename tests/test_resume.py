@@ -7,11 +7,10 @@ import os
 import random
 import shutil
 import signal
-import time
 
 import pytest
 import torch
-from conftest import config, metrics, newest, rows_written, same_run
+from conftest import Halts, config, handles, metrics, newest, rows_written, same_run
 
 from attnlab.errors import BadInput, FolderInUse
 from attnlab.folder import Ledger, RunFolder
@@ -30,11 +29,12 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     overrides = [*RUN, "trainer.save_every=10000"]
     folder = tmp_path / "run"
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        process, rows = start(*overrides, "hydra.run.dir=run"), rows_written(folder)
-        while rows_written(folder) < rows + 10:
-            time.sleep(0.005)
+        halts = Halts(tmp_path, ("open a metrics.jsonl", 10))
+        process = start(*overrides, "hydra.run.dir=run", **halts.env)
+        halts.wait(process)
         rows = rows_written(folder)
         process.send_signal(signum)
+        halts.go_on(process)
         _, err = process.communicate(timeout=300)
         assert process.returncode == 128 + signum and "the same command continues" in err
         assert checkpoint.load(newest(folder))["step"] >= rows - 1
@@ -50,26 +50,32 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
 def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_path):
     """Its loading processes go on until the step is finished and saved."""
     words = ("runtime.workers=2", "trainer.batch_size=32", "trainer.micro_batch_size=1")
-    process = start(*RUN, *words, "hydra.run.dir=run")
-    while rows_written(tmp_path / "run") < 2:
-        time.sleep(0.005)
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 3))
+    process = start(*RUN, *words, "hydra.run.dir=run", **halts.env)
+    halts.wait(process)
     os.killpg(process.pid, signum)
+    halts.go_on(process)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signum and "the same command continues" in err
     assert newest(tmp_path / "run") and "Traceback" not in err
 
 
 def test_a_second_signal_acts_at_once(start, tmp_path):
-    long_steps = ("scale=smoke", "trainer.batch_size=2048", "trainer.max_steps=100")
-    process = start(*long_steps, "trainer.eval_every=100", "hydra.run.dir=run")
-    while rows_written(tmp_path / "run") < 2:
-        time.sleep(0.001)
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
+    """The first one is heeded: the run is about to save. The second one ends it before that."""
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 3), ("open w .step_*", 1))
+    words = ("scale=smoke", "trainer.save_every=10000", "hydra.run.dir=run")
+    process = start(*words, **halts.env)
+    halts.wait(process)
+    assert handles(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    halts.go_on(process)
+    halts.wait(process, 1)
+    assert not handles(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    halts.go_on(process, 1)
     process.communicate(timeout=300)
     assert process.returncode == -signal.SIGINT
-    assert not list((tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert not list((tmp_path / "run" / "checkpoints").glob("*step_*"))
 
 
 def test_changed_data_is_refused_and_nothing_is_touched(text_rows, cache, tmp_path):

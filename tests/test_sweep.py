@@ -2,12 +2,11 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, children, config, rows_written, same_run
+from conftest import MODELS, Halts, children, config, parent, same_run, state, until
 
 from attnlab.arms import differences, model_differences
 from attnlab.models.transformer import build_model
@@ -30,11 +29,11 @@ def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
 
 def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
     long = ("-m", *SMOKE, "trainer.max_steps=100000", "trainer.eval_every=100000", "seed=0,1")
-    process = start(*long)
-    while not any(p.read_text() for p in tmp_path.glob("outputs/*/*/*/timing.jsonl")):
-        assert process.poll() is None
-        time.sleep(0.1)
+    halts = Halts(tmp_path, ("open a timing.jsonl", 2))
+    process = start(*long, **halts.env)
+    halts.wait(process)
     process.send_signal(signal.SIGHUP)
+    halts.go_on(process)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGHUP, err
     assert "SIGHUP: saved at step" in err and "sweep stopped; the same command continues" in out
@@ -42,10 +41,9 @@ def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
 
 
 def test_a_killed_job_does_not_stop_the_others(start, tmp_path):
-    process = start("-m", "data=nt", *SHORT, "seed=0,1")
-    while not list(tmp_path.glob("outputs/nt/*/*/metrics.jsonl")):
-        time.sleep(0.01)
-    os.kill(*children(process.pid), signal.SIGKILL)
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 2))
+    process = start("-m", "data=nt", *SHORT, "seed=0,1", **halts.env)
+    os.kill(halts.wait(process), signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "sweep: 1 of 2 finished" in out
     assert f"exit code {-signal.SIGKILL} after" in out
@@ -62,10 +60,10 @@ def test_six_jobs_killed_twice_run_once(start, train, tmp_path):
 
     for more in (1, 3):
         process = start(*sweep)
-        while len(results()) < more:
-            assert process.poll() is None
-            time.sleep(0.01)
-        for pid in (process.pid, *children(process.pid)):
+        until(process, lambda more=more: len(results()) >= more)
+        process.send_signal(signal.SIGSTOP)  # from here on it starts nothing, and reaps nothing
+        until(process, lambda process=process: state(process.pid) == "T")
+        for pid in (*children(process.pid), process.pid):
             os.kill(pid, signal.SIGKILL)
         process.communicate()
         finished |= {file: results()[file] for file in results() if file not in finished}
@@ -85,33 +83,51 @@ def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
     assert trained == 2 and len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 2
 
 
-@pytest.mark.parametrize(("whom", "rows"), [("queue", 20), ("training", 20), ("training", 0)])
+@pytest.mark.parametrize(
+    ("whom", "when"), [("task", "training"), ("run", "training"), ("run", "start")]
+)
 def test_a_preempted_job_of_a_cluster_is_queued_again_and_resumes(
-    whom, rows, start, train, tmp_path
+    whom, when, start, train, tmp_path
 ):
     """The cluster signals the job's first process before its time ends, or all of them; in
     training, or before it began.
     """
-    run = ("data=nt", *SHORT, "trainer.save_every=1000")
-    local = [f"hydra.launcher.cluster.{k}" for k in ("cluster=local", "gpus_per_node=0")]
-    process = start("-m", *run, "launcher=submitit_slurm", *local)
-    pids = [process.pid]
-    while len(pids) < 4 or (
-        rows and not any(rows_written(f) > rows for f in tmp_path.glob("outputs/nt/*/*"))
-    ):
-        assert process.poll() is None
-        time.sleep(0.01)
-        pids = [process.pid]  # and below it: controller, task, training
-        while below := children(pids[-1]):
-            pids += below
-    *_, task, training = pids
-    os.kill(*((task, signal.SIGUSR1) if whom == "queue" else (training, signal.SIGTERM)))
+    process, halts, run, task, training = queued(start, tmp_path, when)
+    os.kill({"task": task, "run": training}[whom], signal.SIGUSR1)
+    halts.go_on(process)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0 and "sweep: 1 of 1 finished" in out, err
     log = "".join(file.read_text() for file in tmp_path.glob("outputs/slurm/*_log.*"))
-    assert "Requeued job" in log and ("continuing outputs/nt" in log) == bool(rows)
+    assert "Requeued job" in log
+    assert ("continuing outputs/nt" in log) == (when == "training")
     assert train(*run, "hydra.run.dir=whole")[0] == 0
     assert same_run(tmp_path / "whole", next(tmp_path.glob("outputs/nt/*/*")))
+
+
+def test_a_cancelled_job_of_a_cluster_saves_and_is_not_queued_again(start, tmp_path):
+    """scancel signals every process of the job with SIGTERM."""
+    process, halts, _, task, training = queued(start, tmp_path, "training")
+    for pid in (task, training):
+        os.kill(pid, signal.SIGTERM)
+    halts.go_on(process)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1 and "sweep: 0 of 1 finished" in out, err
+    assert "exit code 143" in out
+    log = "".join(file.read_text() for file in tmp_path.glob("outputs/slurm/*_log.*"))
+    assert "Requeued job" not in log and "SIGTERM: saved at step" in log
+
+
+def queued(start, tmp_path, when):
+    """A sweep of one job on submitit's cluster of this machine, halted in training or just
+    before: its process, `Halts`, the overrides, the ids of the job's task and of train.py.
+    """
+    run = ("data=nt", *SHORT, "trainer.save_every=1000")
+    local = [f"hydra.launcher.cluster.{k}" for k in ("cluster=local", "gpus_per_node=0")]
+    moment = {"training": ("open a metrics.jsonl", 20), "start": ("open a .lock", 1)}[when]
+    halts = Halts(tmp_path, moment)
+    process = start("-m", *run, "launcher=submitit_slurm", *local, **halts.env)
+    training = halts.wait(process)
+    return process, halts, run, parent(training), training
 
 
 def test_a_launcher_that_could_run_nothing_is_one_line(train):

@@ -230,27 +230,36 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
     """
     base = None
     for name, cfg in arms.items():
-        run, _ = training_step(cfg, device)
+        run, _ = training_step(cfg, device, published_shape(cfg))
         base = base or run
         timing = paired(run, base)
         yield {"arm": name, "body": cfg.arch.body, **timing, **environment(device)}
 
 
-def training_step(cfg: Config, device: torch.device) -> tuple[Callable[[], None], nn.Module]:
-    """A step of cfg's batch size on random tokens or images of its data set's shape, and the model
-    that it trains.
+def published_shape(cfg: Config) -> dict[str, int]:
+    """That of a model (see `Transformer`) for the data set that cfg names, without reading it."""
+    if cfg.arch.body == "lm":
+        vocabulary = cfg.data.vocab_size
+        return {"inputs": vocabulary, "outputs": vocabulary, "tokens": cfg.data.sequence_length}
+    patch, patches = cfg.arch.patch_size, (cfg.data.image_size // cfg.arch.patch_size) ** 2
+    return {"inputs": 3 * patch**2, "outputs": CLASSES[cfg.data.name], "tokens": 1 + patches}
+
+
+def training_step(
+    cfg: Config, device: torch.device, shape: dict[str, int]
+) -> tuple[Callable[[], None], nn.Module]:
+    """A step of cfg's batch size on random tokens or images, and the model of this shape that it
+    trains.
     """
     torch.manual_seed(0)
     micro = cfg.trainer.micro
+    model = build_model(cfg, **shape)
     if cfg.arch.body == "lm":
-        tokens, vocabulary = cfg.data.sequence_length, cfg.data.vocab_size
-        model = build_model(cfg, vocabulary, vocabulary, tokens)
-        x, y = torch.randint(vocabulary, (2, micro, tokens), device=device)
+        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]), device=device)
     else:
-        size, patch, classes = cfg.data.image_size, cfg.arch.patch_size, CLASSES[cfg.data.name]
-        model = build_model(cfg, 3 * patch**2, classes, 1 + (size // patch) ** 2)
+        size = cfg.data.image_size
         x = torch.randn(micro, 3, size, size, device=device)
-        y = torch.randint(classes, (micro,), device=device)
+        y = torch.randint(shape["outputs"], (micro,), device=device)
     model.to(device).train()
     optimizer = build_optimizer(model, cfg.trainer)
     autocast = precision(cfg, device)

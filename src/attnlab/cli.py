@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -33,6 +34,7 @@ from attnlab.errors import (
     PeerLost,
 )
 from attnlab.folder import RunFolder
+from attnlab.launch import REASON, first_to_say, local_rank
 from attnlab.validation import nearest, unknown_key, validate
 
 FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
@@ -66,10 +68,11 @@ def exit_on_failure():
     try:
         yield
     except FAILURES as failure:
-        # of processes that torchrun starts the first one speaks, unless it is what the others lost
-        if os.environ.get("RANK", "0") == "0" or isinstance(failure, PeerLost):
-            for line in str(failure).splitlines():
-                print(f"error: {line}", file=sys.stderr)
+        with first_to_say(type(failure).__name__) as speaks:
+            for line in str(failure).splitlines() if speaks else ():
+                print(f"error: {line}", file=sys.stderr, flush=True)
+        if REASON in os.environ:
+            Path(os.environ[REASON]).write_text(str(failure))
         sys.exit(failure.exit_code)
     except KeyboardInterrupt:  # before or after training, which has its own handling
         sys.exit(128 + signal.SIGINT)
@@ -79,7 +82,7 @@ def check(overrides: list[str], sweep: bool = False) -> None:
     """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
     problems: dict[str, None] = {}
     listed = jobs(overrides, sweep)
-    if "TORCHELASTIC_RUN_ID" in os.environ and listed != [overrides]:
+    if local_rank() is not None and listed != [overrides]:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
     for job in listed:
         problems.update(dict.fromkeys(_problems(job)))

@@ -13,8 +13,9 @@ from attnlab.sweep import Job, command, ending, summarize
 PREEMPTED = "SUBMITIT_PREEMPT_SIGNAL"  # submitit: the signal before the end of a job's time
 REQUEUES = 1000  # how often a job whose time ended may be queued again
 POLL = 1.0  # seconds
-# Exit codes of train.py when it has saved, and when there was nothing to be saved yet.
-INTERRUPTED = [end for s in (signal.SIGTERM, signal.SIGUSR1) for end in (128 + s, -s)]
+# Exit codes of train.py on submitit's signal, when it has saved and when there was nothing to be
+# saved yet. SIGTERM is not among them: it is how scancel ends a job that nobody wants any more.
+INTERRUPTED = (128 + signal.SIGUSR1, -signal.SIGUSR1)
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Train:
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     def __call__(self) -> int:
-        """Train; the exit code. Interrupted by the cluster, the job is queued again."""
+        """Train; the exit code. Preempted or at the end of its time, the job is queued again."""
         # in a session of its own it gets a signal to the whole group once, from here
         self.process = subprocess.Popen(self.command, start_new_session=True)
         code = self.process.wait()
@@ -86,7 +87,8 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
 def _end(queued, job: Job, before) -> str:
     error = queued.exception()
     if error is None:
-        return ending(queued.result(), job, before)
+        code = queued.result()
+        return ending(code, f"see {queued.paths.stderr}" if code else "", job, before)
     return (
         f"failed in the queue ({str(error).strip().splitlines()[-1]}), see {queued.paths.stderr}"
     )

@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -46,7 +47,11 @@ def load(folder: Path, name: str = "run") -> Config:
     file = folder / "config.yaml"
     if not file.is_file():
         raise BadInput(f"{name}={folder}: no run folder there (it has no config.yaml)")
-    stored = OmegaConf.load(file)
+    try:
+        stored = OmegaConf.load(file)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
     for key, before in ADDED.items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)

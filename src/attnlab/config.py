@@ -17,6 +17,9 @@ from attnlab.options import Model
 # Sections that cannot change a result; they may differ from one start of a run to the next.
 UNHASHED = {"logger", "runtime"}
 
+# Where data lies. It may be moved: its fingerprint says whether it is still the same.
+PLACE = "data.path"
+
 # What the released protocol sets per arm though it is no part of attention (configs/protocol_arm).
 PER_ARM = {"arch.embedding_residual"}
 
@@ -189,8 +192,11 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over everything that can change the result (so not logger, runtime)."""
+        """Eight hex digits over everything that can change the result: not logger and runtime, nor
+        data.path, as a run is bound to the content that it found there.
+        """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
+        kept["data"].pop("path", None)
         for key, before in ADDED.items():
             section, name = key.split(".")
             if kept.get(section, {}).get(name) == before:
@@ -202,6 +208,11 @@ class Config(Section):
         """The default run folder: the same configuration always gets the same one."""
         run = f"seed{self.seed}_{self.hash}"
         return f"{self.runtime.output_root}/{self.data.name}/{self.model.name}/{run}"
+
+
+def can_change_result(key: str) -> bool:
+    """Whether a dotted key counts when two configurations are compared."""
+    return key != PLACE and key.split(".")[0] not in UNHASHED
 
 
 def _contradictions(cfg: Config) -> Iterator[str]:

@@ -10,6 +10,7 @@ import torch
 
 from attnlab.config import Config
 from attnlab.errors import BadInput
+from attnlab.launch import local_rank
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -20,7 +21,7 @@ def choose_device(cfg: Config) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("runtime.device=cuda: no CUDA device here; available: cpu")
+        raise BadInput(f"runtime.device=cuda: {cuda_obstacle()}; available: cpu")
     if cfg.runtime.threads:
         torch.set_num_threads(cfg.runtime.threads)
     if name == "cuda":
@@ -31,10 +32,26 @@ def choose_device(cfg: Config) -> torch.device:
         torch.backends.cudnn.benchmark = False
     else:
         keep_freed_memory()
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device each
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if name == "cuda" and (number := local_rank()) is not None:  # one device each
+        torch.cuda.set_device(number)
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
+
+
+def cuda_obstacle() -> str:
+    """Why torch cannot use CUDA here: no device, a driver that is too old, a build without it."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0].partition(". ")[0]
+    return "no CUDA device here"
+
+
+def chosen_because(cfg: Config, device: torch.device) -> str:
+    """Why a run is on its device."""
+    if cfg.runtime.device != "auto":
+        return f"runtime.device={cfg.runtime.device}"
+    return "CUDA is usable" if device.type == "cuda" else f"CUDA is not: {cuda_obstacle()}"
 
 
 def keep_freed_memory() -> None:

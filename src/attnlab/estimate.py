@@ -14,14 +14,15 @@ from pathlib import Path
 
 from attnlab.benchmark import training_step
 from attnlab.config import UNHASHED, Config
+from attnlab.data.loader import build_data
 from attnlab.device import choose_device
 from attnlab.folder import Ledger
+from attnlab.prepare import key, prepare
 from attnlab.sweep import Job
-from attnlab.training.meter import peak_memory_mib
+from attnlab.training.meter import peak_memory_mib, reset_peak_memory
 from attnlab.training.trainer import total_steps
 
 GIB = 2**30
-IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "digits": 1_438}  # in the training split
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,11 @@ class Cost:
     peak_gib: float
     params: int
 
-    @property
-    def disk_gib(self) -> float:
-        """Weights and Adam's two moments, twice while a checkpoint is replaced, and the best
-        weights.
+    def disk_gib(self, keep: int) -> float:
+        """Of a run that keeps so many checkpoints of weights and Adam's two moments: these, one
+        more while it is saved, and the best weights.
         """
-        return 4 * self.params * (2 * 3 + 1) / GIB
+        return 4 * self.params * (3 * (keep + 1) + 1) / GIB
 
 
 def kind(cfg: Config) -> str:
@@ -58,12 +58,14 @@ def calibrate(cfg: Config) -> Cost | str:
 
 def measure(cfg: Config) -> Cost:
     """Two training steps at the configured size and batch, the second one timed, on random tokens
-    or images; no loading, no evaluation.
+    or images of the data's shape; no loading, no evaluation.
     """
     with contextlib.suppress(OSError):  # if memory ends, this process goes and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     device = choose_device(cfg)
-    step, model = training_step(cfg, device)
+    shape = build_data(cfg).shape(cfg.arch)
+    reset_peak_memory(device)
+    step, model = training_step(cfg, device, shape)
     step()
     began = time.perf_counter()
     step()
@@ -72,19 +74,10 @@ def measure(cfg: Config) -> Cost:
     return Cost(round(spent, 3), round(peak_memory_mib(device) / 1024, 2), params)
 
 
-def steps_to_go(job: Job) -> int:
-    """Updates that a run still has before it; 0 if it is finished."""
-    if job.finished:
-        return 0
+def steps_to_go(job: Job, samples: int) -> int:
+    """Updates that a run on so many training samples still has before it."""
     done = [row["step"] for row in Ledger(job.path / "metrics.jsonl").rows()]
-    return total_steps(job.cfg, _samples(job.cfg.data)) - max(done, default=0)
-
-
-def _samples(data) -> int:
-    """In the training split; 0 for text, whose budget is in steps."""
-    if data.kind == "symbols":
-        return data.train_size
-    return IMAGES[data.name] - data.validation_size if data.kind == "image" else 0
+    return total_steps(job.cfg, samples) - max(done, default=0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,10 @@ class Estimate:
 
 
 def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
-    """Measure every kind of run that is still to be done. say: called before each measurement."""
+    """Measure every kind of run that is still to be done, after their data has been prepared. say:
+    called before each measurement. Errors: `BadInput` for data that cannot be had.
+    """
+    samples = prepare(job.cfg for job in jobs if not job.finished)
     kinds: dict[str, list[Job]] = {}
     for job in jobs:
         kinds.setdefault(kind(job.cfg), []).append(job)
@@ -108,9 +104,10 @@ def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
     hours = disk = 0.0
     possible = True
     for alike in kinds.values():
-        cfg, steps = alike[0].cfg, sum(map(steps_to_go, alike))
+        cfg, left = alike[0].cfg, [job for job in alike if not job.finished]
+        steps = sum(steps_to_go(job, samples[key(cfg)]) for job in left)
         row = [cfg.data.name, cfg.model.name, cfg.scale, len(alike), f"{steps:,}"]
-        if not steps:
+        if not left:
             row += ["finished", "", "", ""]
         else:
             say(f"measuring two steps of {cfg.data.name} {cfg.model.name} ({cfg.scale})")
@@ -119,7 +116,10 @@ def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
                 possible = False
                 row += [cost, "", "", ""]
             else:
-                here, space = steps * cost.step_s / 3600, len(alike) * cost.disk_gib
+                here, space = (
+                    steps * cost.step_s / 3600,
+                    len(left) * cost.disk_gib(cfg.runtime.keep_checkpoints),
+                )
                 hours, disk = hours + here, disk + space
                 row += [cost.step_s, f"{here:,.1f}", cost.peak_gib, f"{space:.1f}"]
         lines.append("| " + " | ".join(map(str, row)) + " |")

@@ -4,6 +4,7 @@ configuration.
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import socket
@@ -17,10 +18,12 @@ from typing import Any
 
 import yaml
 
-from attnlab.config import ADDED, CODE_VERSION, UNHASHED, Config
+from attnlab.config import ADDED, CODE_VERSION, PLACE, Config, can_change_result
 from attnlab.errors import BadInput
 from attnlab.lock import Lock
 
+PROGRESS = logging.getLogger("attnlab.progress")  # for train.log only: a terminal has its bar
+PROGRESS.propagate = False
 Check = Callable[[Path], object]  # reads a file back, and raises if it is not whole
 
 
@@ -46,8 +49,43 @@ class RunFolder:
         result = json.loads(file.read_text())
         return result if result["status"] == "finished" else None
 
+    @property
+    def moved(self) -> bool:
+        """Whether the run's data lay elsewhere when it was started: whether it is the same data
+        must be looked at then.
+        """
+        stored, now = self._stored(), self.cfg.model_dump()
+        return stored is not None and stored.get(PLACE) != flatten(now).get(PLACE)
+
     def check(self) -> None:
-        """Refuse, before anything is prepared, a folder that this run cannot use."""
+        """Refuse, before anything is prepared, a folder that this run cannot use. A finished run's
+        folder is only read.
+        """
+        theirs = self._stored()
+        if theirs is not None:
+            ours = flatten(self.cfg.model_dump())
+            changed = [
+                f"{key}: {theirs.get(key)} in the run folder {self.path}, {ours.get(key)} now"
+                for key in sorted(theirs.keys() | ours.keys())
+                if can_change_result(key) and theirs.get(key) != ours.get(key)
+            ]
+            if changed:
+                raise BadInput("\n".join(changed))
+        if self.result is None:
+            self._check_writable()
+
+    def _stored(self) -> dict[str, Any] | None:
+        """config.yaml with dotted keys; None without one."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            return None
+        try:
+            stored = yaml.safe_load(file.read_text())
+        except (UnicodeError, yaml.YAMLError) as error:
+            raise BadInput(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+        return ADDED | flatten(stored if isinstance(stored, dict) else {})
+
+    def _check_writable(self) -> None:
         around = (self.path, *self.path.absolute().parents)
         existing = next(p for p in around if os.path.exists(p))
         try:
@@ -56,18 +94,6 @@ class RunFolder:
             raise BadInput(
                 f"run folder {self.path}: {existing} is not a writable folder"
             ) from None
-        file = self.path / "config.yaml"
-        if not file.is_file():
-            return
-        theirs = ADDED | flatten(yaml.safe_load(file.read_text()))
-        ours = flatten(self.cfg.model_dump())
-        changed = [
-            f"{key}: {theirs.get(key)} in the run folder {self.path}, {ours.get(key)} now"
-            for key in sorted(theirs.keys() | ours.keys())
-            if key.split(".")[0] not in UNHASHED and theirs.get(key) != ours.get(key)
-        ]
-        if changed:
-            raise BadInput("\n".join(changed))
 
     def __enter__(self) -> "RunFolder":
         if not self.writes:
@@ -79,12 +105,16 @@ class RunFolder:
                 for part in self.path.glob("**/.*.part"):  # of a save that was killed
                     part.unlink()
                 self.check()  # again: another run may have made the folder meanwhile
-                stored = yaml.safe_dump(self.cfg.model_dump(), sort_keys=False)
-                self.write("config.yaml", stored)
+                if self._stored() is None:
+                    self.write_config()
             except OSError as error:
                 raise BadInput(f"run folder {self.path}: cannot be written: {error}") from None
             self._open = stack.pop_all()
         return self
+
+    def write_config(self) -> None:
+        """Write config.yaml: of this start, what cannot change the result may have changed."""
+        self.write("config.yaml", yaml.safe_dump(self.cfg.model_dump(), sort_keys=False))
 
     def __exit__(self, *exception) -> None:
         self._open.close()
@@ -114,6 +144,36 @@ class RunFolder:
     def ledger(self, name: str) -> "Ledger":
         """One of the folder's ledgers, for writing."""
         return Ledger(self.path / name, self.may_write)
+
+
+class LogFile(logging.FileHandler):
+    """train.log: what a run says, with times, and its progress, over all its starts. Nothing ends
+    if it cannot be written.
+    """
+
+    def __init__(self, folder: RunFolder):
+        super().__init__(folder.path / "train.log", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.folder = folder
+        self.loggers = [logging.getLogger("attnlab"), PROGRESS]
+
+    def __enter__(self) -> "LogFile":
+        for logger in self.loggers if self.folder.writes else ():
+            logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for logger in self.loggers:
+            logger.removeHandler(self)
+        self.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk ends the run by what must be written, with its own message."""
 
 
 class Ledger:

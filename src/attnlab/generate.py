@@ -60,7 +60,7 @@ def language_model(cfg: Config, folder: Path, device: torch.device):
     tokenizer = load_tokenizer(file, str(file))
     vocab = tokenizer.get_vocab_size()
     model = build_model(cfg, vocab, vocab, cfg.data.sequence_length).to(device).eval()
-    model.load_state_dict(best["model"])
+    checkpoint.fill(model, best, folder)
     return tokenizer, model
 
 
@@ -74,11 +74,11 @@ def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Gene
 
 
 def detokenize(tokenizer, ids: list[int]) -> str:
-    """Text of token ids, word pieces joined and [SEP] as the line break it stands for."""
-    words: list[str] = []
-    for token in (tokenizer.id_to_token(i) for i in ids):
-        if token.startswith("##") and words:
-            words[-1] += token[2:]
+    """Text of token ids, by the tokenizer's own decoder; [SEP] is the line break it stands for."""
+    lines: list[list[int]] = [[]]
+    for token in ids:
+        if token == tokenizer.token_to_id("[SEP]"):
+            lines.append([])
         else:
-            words.append("\n" if token == "[SEP]" else token)
-    return " ".join(words).replace(" \n ", "\n")
+            lines[-1].append(token)
+    return "\n".join(tokenizer.decode(line, skip_special_tokens=False) for line in lines)

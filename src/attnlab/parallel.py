@@ -8,9 +8,9 @@ does anything.
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from attnlab.config import Config, Trainer
 from attnlab.errors import BadInput
+from attnlab.launch import local_rank
+
+T = TypeVar("T")
 
 PATIENCE = timedelta(hours=1)  # for the first process: it prepares the data, the others wait
 
@@ -35,7 +38,7 @@ def size() -> int:
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """While open, the processes that torchrun started work together; gloo on CPU, else NCCL."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if local_rank() is None:
         yield
         return
     dist.init_process_group(
@@ -87,6 +90,14 @@ def wait() -> None:
     """Until all processes are here."""
     if size() > 1:
         dist.barrier()
+
+
+def of_first(value: T) -> T:
+    """What the first process has, in each."""
+    box = [value]
+    if size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]
 
 
 def add(values: Tensor) -> Tensor:

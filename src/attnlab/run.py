@@ -13,9 +13,9 @@ from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
-from attnlab.device import choose_device
+from attnlab.device import choose_device, chosen_because
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.folder import RunFolder, environment
+from attnlab.folder import PROGRESS, LogFile, RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -53,15 +53,23 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     """The result, and whether it was there before."""
     folder = RunFolder(path, cfg, writes=parallel.rank() == 0)
     folder.check()
-    if (result := folder.result) is not None:
+    result = parallel.of_first(folder.result)
+    if result is not None and not folder.moved:
         return result, True
     parallel.check(cfg.trainer)
     with parallel.first_alone():
         data = build_data(cfg)
+    if result is not None:
+        same_data(result["data_fingerprint"], data, path)
+        return result, True
     total_steps(cfg, len(data.train()))  # an impossible budget is refused here
     try_mechanism(cfg, device)  # and a backend that cannot serve
     with folder:
-        return train_and_test(cfg, data, device, folder), False
+        # another process may have had it until now, and finished the run
+        if (result := parallel.of_first(folder.result)) is not None:
+            return result, True
+        with LogFile(folder):
+            return train_and_test(cfg, data, device, folder), False
 
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
@@ -69,13 +77,19 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     with parallel.first_alone():
         state = checkpoint.load_newest(folder.checkpoints)
     if state:  # before anything in the folder is touched
-        same_data(state, data, folder.path)
+        same_data(state["data"], data, folder.path)
         same_processes(state, folder.path)
         same_best(state, folder)
+        folder.write_config()
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
     env = with_history(environment(device), folder.path) if state else environment(device)
+    threads = f", {env['threads']} threads" * (device.type == "cpu")
+    reason = chosen_because(cfg, device)
+    log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
+    log.info("precision: %s", cfg.trainer.precision)
     tracker = Tracker(cfg, folder.path, env)
+    log.info("W&B: %s", tracker.place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
         folder.write_json("env.json", env)
@@ -93,30 +107,33 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             metrics.append(row, sync=True)
         tracker.log(row)
         summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
-        result |= {
+        finished = result | {
             "status": "finished",
             "data_fingerprint": data.fingerprint,
             **parameter_counts(model),
             **tested,
             **summary,
         }
-        folder.write_json("result.json", result)
-        return result
-    except (Interrupted, KeyboardInterrupt):
+        folder.write_json("result.json", finished)
+        return finished
+    except (Interrupted, KeyboardInterrupt) as stopped:
         result["status"] = "interrupted"
+        PROGRESS.info("%s", str(stopped) or "interrupted")
         raise
     except Exception as error:
         explained = explain(error, cfg, device, folder)
+        PROGRESS.info("%s: %s", type(explained).__name__, explained)
         with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
             folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")
         if explained is error:
             raise
         raise explained from error
     finally:
-        if result["status"] != "finished":
+        # a run is finished when its result.json says so, whatever comes after
+        if folder.result is None:
             with contextlib.suppress(OSError, FolderInUse):
                 folder.write_json("result.json", result)
-        tracker.finish(result)
+        tracker.finish(folder.result or result)
 
 
 def identity(cfg: Config) -> dict[str, Any]:
@@ -131,12 +148,12 @@ def identity(cfg: Config) -> dict[str, Any]:
     }
 
 
-def same_data(state: dict[str, Any], data: Data, path: Path) -> None:
-    """Errors: `BadInput` if a checkpoint was made with other data than there is now."""
-    if state["data"] != data.fingerprint:
+def same_data(then: str, data: Data, path: Path) -> None:
+    """Errors: `BadInput` if a run was trained on data of another fingerprint than there is now."""
+    if then != data.fingerprint:
         raise BadInput(
-            f"run folder {path}: was trained on data with fingerprint {state['data']}, which is "
-            f"now {data.fingerprint}; restore the data, or start in another folder"
+            f"run folder {path}: was trained on data with fingerprint {then}, which is now "
+            f"{data.fingerprint}; restore the data, or start in another folder (hydra.run.dir=)"
         )
 
 
@@ -193,8 +210,8 @@ def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[st
     """Test metrics of the run's best checkpoint, and what a trivial predictor reaches."""
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
-    same_data(best, data, path)
-    model.load_state_dict(best["model"])
+    same_data(best["data"], data, path)
+    checkpoint.fill(model, best, path)
     batch = parallel.micro_batch(cfg.trainer)
     metrics = evaluate(model, data, "test", batch, precision(cfg, device))
     return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}

@@ -8,6 +8,7 @@ import os
 import queue
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from attnlab.compose import CONFIGS, compose_config, plain, run_path
 from attnlab.config import Config
 from attnlab.errors import FolderInUse
 from attnlab.folder import RunFolder
+from attnlab.launch import REASON
 from attnlab.training.signals import handled_by
 from attnlab.validation import validate
 
@@ -43,8 +45,11 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether result.json says so."""
-        return RunFolder(self.path, self.cfg).result is not None
+        """Whether result.json says so, of data that lies where it lay: else the run itself looks
+        whether it is the same.
+        """
+        folder = RunFolder(self.path, self.cfg)
+        return folder.result is not None and not folder.moved
 
     @property
     def failure(self) -> tuple[int, str] | None:
@@ -119,7 +124,7 @@ def _one(crew: "Crew", job: Job, number: str) -> str:
         return "not started"
     _say(f"{label}: starts")
     began, before = time.monotonic(), job.failure
-    end = ending(crew.run(command(job)), job, before)
+    end = ending(*crew.run(command(job)), job, before)
     _say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
     return end
 
@@ -129,15 +134,18 @@ def command(job: Job) -> list[str]:
     return [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
 
 
-def ending(code: int, job: Job, before: tuple[int, str] | None) -> str:
-    """How a job's process ended, by its exit code. before: an earlier one's failure."""
+def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> str:
+    """How a job's process ended, by its exit code and what it said. before: an earlier one's
+    failure.
+    """
     if code == 0:
         return "finished"
     if code == FolderInUse.exit_code:
         return ELSEWHERE
     failure = job.failure
-    cause = f" ({failure[1]})" if failure and failure != before else ""
-    return f"exit code {code}{cause}"
+    if not reason and failure and failure != before:
+        reason = failure[1]
+    return f"exit code {code} ({reason})" if reason else f"exit code {code}"
 
 
 class Crew:
@@ -152,20 +160,25 @@ class Crew:
             gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
             self._places.put(gpu)
 
-    def run(self, command: list[str]) -> int:
-        """The exit code of a command, run in a free place."""
+    def run(self, command: list[str]) -> tuple[int, str]:
+        """The exit code of a command, run in a free place, and the first line of why it failed."""
         place = self._places.get()
         try:
-            # In a session of its own it gets a terminal's Ctrl-C from here, once, as it should
-            process = subprocess.Popen(command, env=os.environ | place, start_new_session=True)
-            self._running.add(process)
-            if self.signum:
-                process.send_signal(self.signum)
-            code = process.wait()
-            self._running.discard(process)
-            return code
+            with tempfile.NamedTemporaryFile("r", prefix="attnlab-") as reason:
+                code = self._run(command, {**place, REASON: reason.name})
+                return code, reason.read().partition("\n")[0]
         finally:
             self._places.put(place)
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> int:
+        # In a session of its own it gets a terminal's Ctrl-C from here, once, as it should
+        process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+        self._running.add(process)
+        if self.signum:
+            process.send_signal(self.signum)
+        code = process.wait()
+        self._running.discard(process)
+        return code
 
     def forward(self, signum: int, frame) -> None:
         """Hand a signal on to what runs."""

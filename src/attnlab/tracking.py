@@ -50,6 +50,14 @@ class Tracker:
             with self._harmless("W&B is off for this run"):
                 self._mirror = start(cfg, folder, environment)
 
+    @property
+    def place(self) -> str:
+        """Where the mirror is."""
+        if not self._mirror:
+            return "off"
+        run = self._mirror.run
+        return f"offline, in {Path(run.dir).parent}" if run.offline else f"online, {run.url}"
+
     def replay(self, rows: Iterable[Row]) -> None:
         """Mirror what is in metrics.jsonl and timing.jsonl already."""
         for row in by_step(rows):

@@ -138,9 +138,9 @@ def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
             f"image={index}: must be from 0 to {len(images) - 1} (data={cfg.data.name})"
         )
     best = checkpoint.load_best(path / "checkpoints")
-    same_data(best, data, path)
+    same_data(best["data"], data, path)
     model = build(cfg, data).to(device).eval()
-    model.load_state_dict(best["model"])
+    checkpoint.fill(model, best, path)
     pixels, label = images.__getitems__([(0, index)])
     weights = maps(model, pixels.to(device), layers)
     subject = f"test image {index} of {cfg.data.name} (class {int(label)})"

@@ -25,6 +25,7 @@ class SweepLauncher(Launcher):
         """Run the jobs; exits with the sweep's code if any did not finish."""
         from attnlab.cli import exit_on_failure
         from attnlab.errors import BadInput
+        from attnlab.prepare import prepare
         from attnlab.sweep import compose_jobs, run_jobs
 
         GlobalHydra.instance().clear()  # of the sweep: jobs are composed on their own
@@ -41,6 +42,7 @@ class SweepLauncher(Launcher):
 
                 code = queue_jobs(jobs, **self.cluster)
             else:
+                prepare(job.cfg for job in jobs if not job.finished)
                 code = run_jobs(jobs, self.n_jobs)
         if code:
             raise SystemExit(code)

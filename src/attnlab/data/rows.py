@@ -27,7 +27,8 @@ class Rows:
         self.folder = Path(data.path).expanduser()
         looks_local = data.path.startswith((".", "/", "~")) or data.path.count("/") > 1
         if looks_local and not self.folder.is_dir():
-            raise BadInput(f"data.path={data.path}: no such folder")
+            wrong = "is a file, not a folder" if self.folder.exists() else "no such folder"
+            raise BadInput(f"{self.where}: {wrong}")
 
     @property
     def where(self) -> str:

@@ -1,5 +1,7 @@
 """Tokenizers: from the hub, from a file, or a WordPiece trained on the training split."""
 
+import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,9 @@ def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
     """
     name = data.tokenizer
     if name == "train":
-        return f"train {data.vocab_size}", lambda: _train_wordpiece(source, data.vocab_size)
+        code = digest(inspect.getsource(sys.modules[__name__]).encode())[:16]
+        key = f"train {data.vocab_size} {code}"
+        return key, lambda: _train_wordpiece(source, data.vocab_size)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
@@ -29,7 +33,7 @@ def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_pretrained(name)
+        tokenizer = with_decoder(Tokenizer.from_pretrained(name))
     except Exception as error:  # the hub's errors share no base class
         raise BadInput(
             f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
@@ -43,9 +47,20 @@ def load_tokenizer(file: Path, name: str):
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(file))
+        return with_decoder(Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises nothing more special
         raise BadInput(f"{name}: not a tokenizer.json: {error}") from None
+
+
+def with_decoder(tokenizer):
+    """The tokenizer; a WordPiece without a decoder of its own gets one that joins its pieces."""
+    from tokenizers import decoders, models
+
+    if tokenizer.decoder is None and isinstance(tokenizer.model, models.WordPiece):
+        prefix = tokenizer.model.continuing_subword_prefix
+        # cleanup would also write "do n't" as "don't", and "do not" as well
+        tokenizer.decoder = decoders.WordPiece(prefix, cleanup=False)
+    return tokenizer
 
 
 def _train_wordpiece(source, vocab_size: int):
@@ -75,4 +90,4 @@ def _train_wordpiece(source, vocab_size: int):
     continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
     tokenizer = bare(models.WordPiece(trained_vocab(SPECIAL + continuing), unk_token="[UNK]"))
     tokenizer.add_special_tokens(SPECIAL)
-    return tokenizer
+    return with_decoder(tokenizer)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from attnlab.errors import BadInput
 from attnlab.folder import RunFolder
@@ -90,6 +91,20 @@ def load_best(folder: Path) -> dict[str, Any]:
         return load(path)
     except Damaged as error:
         raise BadInput(str(error)) from None
+
+
+def fill(model: nn.Module, state: dict[str, Any], folder: Path) -> None:
+    """Put a checkpoint's weights into the model that the run in `folder` was configured with.
+
+    Errors: `BadInput` if they do not fit: config.yaml or the file is not what it was.
+    """
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:  # a heading, then a line for every tensor
+        first = str(error).splitlines()[1].strip()
+        raise BadInput(
+            f"run folder {folder}: its checkpoint does not fit its config.yaml: {first}"
+        ) from None
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
     """Turn the first stop signal into a request; the second one acts at once.
 
     second_acts: False under torchrun, which hands on a Ctrl-C that its processes already got from
-    the terminal, and ends them itself when they take too long.
+    the terminal, and ends them itself when they take too long. It signals all of them as soon as
+    one has failed, so after an error signals stay without effect: the error is said first.
     """
     stop = Stop()
 
@@ -29,16 +30,20 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
         for s in heeded() if second_acts else ():
             signal.signal(s, signal.SIG_DFL)
 
-    with handled_by(request):
+    with handled_by(request, after_an_error=not second_acts):
         yield stop
 
 
 @contextlib.contextmanager
-def handled_by(handler: Callable) -> Iterator[None]:
-    """While open, stop signals call `handler`."""
+def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None]:
+    """While open, stop signals call `handler`; and from then on, if an error ends it."""
     before = {s: signal.signal(s, handler) for s in heeded()}
     try:
         yield
+    except Exception:
+        if after_an_error:
+            before.clear()
+        raise
     finally:
         for s, previous in before.items():
             signal.signal(s, previous)

@@ -25,7 +25,7 @@ from attnlab.data.loader import Data, train_loader
 from attnlab.data.symbols import UNSCORED
 from attnlab.diagnostics import dead_scorers, diagnostics, warn_if_dead
 from attnlab.errors import BadInput, Interrupted, NonFinite
-from attnlab.folder import RunFolder
+from attnlab.folder import PROGRESS, RunFolder
 from attnlab.seeding import reseed
 from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
@@ -197,6 +197,7 @@ def fit(
                 if options.on_nonfinite == "skip":
                     row["train/skipped"] = progress.skipped  # since the run began
                 progress.loss_sum, progress.loss_steps = 0.0, 0
+                PROGRESS.info("step %d of %d: %s", progress.step, total, _brief(row))
             if due(eval_every):
                 row |= assess()
                 log.info("step %d of %d: %s", progress.step, total, _brief(row))

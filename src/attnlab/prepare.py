@@ -1,0 +1,58 @@
+"""The data sets of a list of runs, each prepared once before the first run starts: what is missing
+is said once, and at once.
+
+As a program: reads configurations (JSON, one a line) on stdin, prints each one's number of
+training samples.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from attnlab.config import Config
+from attnlab.errors import BadInput
+
+
+def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
+    """Prepare the data of all configurations in a process of its own, whose memory goes with it;
+    training samples of each data set by its `key`.
+
+    Errors: `BadInput` with a line for every data set that cannot be had.
+    """
+    distinct = {key(cfg): cfg for cfg in cfgs}
+    if not distinct:
+        return {}
+    lines = "".join(cfg.model_dump_json() + "\n" for cfg in distinct.values())
+    command = [sys.executable, "-m", "attnlab.prepare"]
+    done = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise BadInput(f"preparing the data ended with exit code {done.returncode}")
+    found = json.loads(done.stdout)
+    if found["problems"]:
+        raise BadInput("\n".join(found["problems"]))
+    return dict(zip(distinct, found["samples"], strict=True))
+
+
+def key(cfg: Config) -> str:
+    """What configurations with the same prepared data agree in."""
+    return cfg.data.model_dump_json() + cfg.runtime.cache
+
+
+def main() -> None:
+    """See the module's docstring."""
+    from attnlab.data.loader import build_data
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    problems, samples = [], []
+    for line in sys.stdin:
+        try:
+            samples.append(len(build_data(Config.model_validate_json(line)).train()))
+        except BadInput as error:
+            problems.append(str(error))
+    print(json.dumps({"problems": list(dict.fromkeys(problems)), "samples": samples}))
+
+
+if __name__ == "__main__":
+    main()

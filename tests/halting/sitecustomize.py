@@ -1,0 +1,45 @@
+"""Read by Python at the start of a process that a test has given `Halts`: at the files it opens or
+renames, the process stops itself, or is told that the disk is full. So a test need not be faster
+than what it watches.
+"""
+
+import errno
+import fnmatch
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+moments = json.loads(os.environ["HALTS"])
+markers = Path(os.environ["HALTS_FOLDER"])
+EVENTS = ("open", "os.rename", "tempfile.mkdtemp")
+seen = [0]  # of the moment that comes next
+
+
+def hook(event, args):
+    """Compare what Python reports (PEP 578) with the next moment: occasion, count, action."""
+    if not moments or event not in EVENTS or isinstance(args[0], int):  # a descriptor
+        return
+    name = os.path.basename(os.fsdecode(args[1 if event == "os.rename" else 0]))
+    mode = f"{args[1]} " if event == "open" else ""
+    occasion, count, action = moments[0]
+    if not fnmatch.fnmatchcase(f"{event} {mode}{name}", occasion):
+        return
+    seen[0] += 1
+    if seen[0] < count:
+        return
+    if action != "halt":  # from here on, each time
+        raise OSError(getattr(errno, action), os.strerror(getattr(errno, action)), name)
+    del moments[0]
+    seen[0] = 0
+    try:  # of several processes with the same moments, one halts
+        marker = os.open(markers / str(len(moments)), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        return
+    os.write(marker, str(os.getpid()).encode())
+    os.close(marker)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+sys.addaudithook(hook)
