@@ -96,6 +96,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         result |= {
             "status": "finished",
             "data_fingerprint": data.fingerprint,
+            "test_samples": len(data.evaluation("test")),
             **parameter_counts(model),
             **tested,
             **summary,
