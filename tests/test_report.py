@@ -4,10 +4,12 @@ import copy
 import functools
 import html.parser
 import json
+import math
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -15,7 +17,7 @@ from urllib.parse import unquote
 
 import pytest
 import yaml
-from conftest import MODELS, config
+from conftest import MODELS, ROOT, config
 
 from attnlab.report.render import report
 from attnlab.run import run
@@ -219,18 +221,51 @@ def test_known_effect_stands_beside_the_published_one(
 
 
 def test_accuracy_is_compared_in_points(make, tmp_path):
+    sizes = {"steps": 200, "test_samples": 10_000}
     for seed, (dot, neural) in enumerate([(0.50, 0.53), (0.51, 0.54), (0.52, 0.55)]):
-        make(dot, "model=dot_product", "data=cifar10", seed=seed, steps=200)
-        make(neural, "model=neural_d2", "data=cifar10", seed=seed, steps=200)
+        make(dot, "model=dot_product", "data=cifar10", seed=seed, **sizes)
+        make(neural, "model=neural_d2", "data=cifar10", seed=seed, **sizes)
     found = row(written(tmp_path / "runs"), "neural_d2")
     assert found["test accuracy"] == "54.00 [51.52, 56.48] %"
-    assert found["effect over dot product (95 % interval)"] == "+3.00 points [+3.00, +3.00]"
+    assert found["effect over dot product (95 % interval)"] == "+3.00 points [+2.25, +3.75]"
     assert found["published effect"] == "+3.00 points (table 5)"
     page = Page(tmp_path / "runs" / "report" / "index.html")
     assert page.plots[0]["layout"]["xaxis"]["title"]["text"] == "epoch"
     assert (
         tmp_path / "runs" / "report" / "figures" / "figure10_cifar10_paper_paper.svg"
     ).is_file()
+
+
+def test_real_runs_say_how_many_test_samples_they_have(trained, reported):
+    result = json.loads((trained / "images" / "result.json").read_text())
+    assert result["test_samples"] == 359
+    hits = 359 * result["test/accuracy"]
+    assert hits == pytest.approx(round(hits))
+
+
+def test_two_images_the_same_on_two_seeds_are_no_finding(make, tmp_path):
+    for seed, hits in enumerate((19, 45)):
+        make(hits / 359, "model=dot_product", "data=digits", seed=seed)
+        make((hits + 2) / 359, "model=neural_d2", "data=digits", seed=seed)
+    found = row(written(tmp_path / "runs"), "neural_d2")
+    assert found["verdict"] == "no difference shown"
+    assert found["effect over dot product (95 % interval)"] == "+0.56 points [-4.45, +5.56]"
+    assert found["test accuracy"] == "9.47 [0.00, 55.48] %"
+
+
+def test_data_of_ones_own_is_not_judged_against_the_paper(make, tmp_path):
+    for path in ("mine", "Salesforce/wikitext"):
+        pairs(make, *PUBLISHED, f"data.path={path}")
+    text = written(tmp_path / "runs")
+    titles = [line[3:] for line in text.splitlines() if line.startswith("## wikitext103")]
+    found = {
+        title.split("data.path=")[1][:-1]: row(text, "neural_d2", section=title)
+        for title in titles
+    }
+    assert found["mine"]["verdict"] == "better"
+    assert found["mine"]["published effect"] == "(+2.19 %, orientation)"
+    assert found["Salesforce/wikitext"]["verdict"] == "reproduced"
+    assert "data.path=mine instead of Salesforce/wikitext" in text
 
 
 def test_a_published_trend_goes_by_common_seeds(make, tmp_path):
@@ -273,6 +308,42 @@ def test_every_shipped_mechanism_has_its_row(make, tmp_path):
     assert all(row(text, model)["n"] == "1" for model in MODELS)
     title = "pydocs, scale mini, protocol paper: ablation of hidden"
     assert row(text, "additive (hidden=7)", section=title)["test perplexity"].startswith("99.00")
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_the_shipped_variant_is_the_original_whatever_its_folder_is_called(make, tmp_path, names):
+    make(100.0, "model=expressive", "scale=mini", name=names[0])
+    make(90.0, "model=expressive", "model.form=softmax_square", "scale=mini", name=names[1])
+    text = written(tmp_path / "runs")
+    title = "pydocs, scale mini, protocol paper"
+    assert row(text, "expressive", section=title)["test perplexity"] == "100.00"
+    found = row(text, "expressive (form=softmax_square)", section=f"{title}: ablation of form")
+    assert found["test perplexity"] == "90.00"
+
+
+def test_a_variant_alone_is_named_by_what_it_changes(make, tmp_path):
+    make(90.0, "model=expressive", "model.form=softmax_square")
+    make(80.0, "model=neural_d2", "model.d_prime=4", "protocol=released")
+    text = written(tmp_path / "runs")
+    assert row(text, "expressive (form=softmax_square)")["test perplexity"] == "90.00"
+    section = "pydocs, scale mini, protocol released"
+    assert row(text, "neural_d2 (d_prime=4)", section=section)["test perplexity"] == "80.00"
+
+
+def test_any_number_of_arms_has_its_place_in_a_ladder(make, tmp_path):
+    """More arms than colours, each with a look of its own."""
+    common = ("data=nt", "arch.layers=4", "arch.heads=2")
+    arms = [f"model={model}" for model in MODELS]
+    arms += [f"model.d_prime={d}" for d in range(3, 26)]  # of the default, neural_d2
+    tasks = {f"test/{kind}": 0.5 for kind in ("accuracy", "chance_accuracy", "copy_accuracy")}
+    for arm in arms[:32]:
+        make(0.5, *common, arm, **tasks)
+    text = written(tmp_path / "runs")
+    assert text.count("50.00 (single)") == 32
+    traces = [p["data"] for p in Page(tmp_path / "runs/report/index.html").plots]
+    ladder = max(traces, key=len)
+    looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in ladder}
+    assert len(looks) == len(ladder) == 32  # eight colours times four dashes
 
 
 def test_runs_are_compared_only_if_they_agree_in_everything_else(make, tmp_path):
@@ -382,6 +453,115 @@ def test_what_is_not_finished_is_listed_with_its_cause(make, tmp_path):
     assert cause("e")[0] == "unreadable" and cause("e")[1].startswith("config.yaml: ")
     assert row(text, "neural_d2")["n"] == "3"
     assert "11 runs: 7 finished, 1 unfinished, 1 interrupted, 1 failed, 1 unreadable" in text
+
+
+def edited(file: Path, change) -> None:
+    """Rewrite a JSON file, or each row of a ledger."""
+    content = file.read_text()
+    rows = map(json.loads, content.splitlines() if file.suffix == ".jsonl" else [content])
+    file.write_text("".join(json.dumps(row | change(row)) + "\n" for row in rows))
+
+
+def reconfigured(folder: Path, **changes) -> None:
+    """Change sections of a run's config.yaml; a value of None deletes the key."""
+    file = folder / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    for dotted, value in changes.items():
+        section, _, key = dotted.partition("__")
+        if value is None:
+            del config[section][key]
+        else:
+            config[section][key] = value
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+ODD = {
+    "heads is a list": lambda f: reconfigured(f, arch__heads=[1]),
+    "no heads": lambda f: reconfigured(f, arch__heads=0),
+    "another body": lambda f: reconfigured(f, arch__body="rnn"),
+    "no d_prime": lambda f: reconfigured(f, model__d_prime="two"),
+    "a key is a number": lambda f: reconfigured(f, model__7=1, trainer__epochs="many"),
+    "no schedule, of another version": lambda f: reconfigured(f, trainer__lr=None, model__x=[1]),
+    "config is a list": lambda f: (f / "config.yaml").write_text("[1, 2]"),
+    "config is no text": lambda f: (f / "config.yaml").write_bytes(b"\xff\xfe\x00"),
+    "a string": lambda f: edited(f / "result.json", lambda r: {"test/perplexity": "12.5"}),
+    "a cost": lambda f: edited(f / "result.json", lambda r: {"peak_memory_mib": "a lot"}),
+    "a status": lambda f: edited(f / "result.json", lambda r: {"status": ["finished"]}),
+    "below 1": lambda f: edited(f / "result.json", lambda r: {"test/perplexity": 0}),
+    "not a number": lambda f: edited(f / "result.json", lambda r: {"test/perplexity": math.nan}),
+    "result is null": lambda f: (f / "result.json").write_text("null"),
+    "a commit": lambda f: edited(f / "env.json", lambda r: {"git_commit": 7}),
+    "a row's step": lambda f: edited(f / "metrics.jsonl", lambda r: {"step": "four"}),
+    "a row's value": lambda f: edited(f / "metrics.jsonl", lambda r: {"val/perplexity": [1]}),
+    "rows of nan": lambda f: edited(
+        f / "metrics.jsonl",
+        lambda r: (
+            dict.fromkeys(r.keys() - {"step"}, math.nan)
+            | {"attention/0/dead_scorer": math.nan, "representation/0/cosine": math.nan}
+        ),
+    ),
+    "a layer": lambda f: edited(f / "metrics.jsonl", lambda r: {"attention/x/dead_scorer": 1.0}),
+    "no rows": lambda f: (f / "metrics.jsonl").write_text(""),
+    "no metrics": lambda f: (f / "metrics.jsonl").unlink(),
+    "no environment": lambda f: (f / "env.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_run_costs_no_more_than_itself(make, tmp_path, odd):
+    pairs(make, "scale=mini")
+    folder = make(97.0, "model=neural_d2", "scale=mini", seed=8, name="odd")
+    ODD[odd](folder)
+    text = written(tmp_path / "runs")
+    found = row(text, "neural_d2")
+    assert found["n"] in ("3", "4 (3 paired)")
+    assert found["effect over dot product (95 % interval)"] == "+2.33 % [+0.90, +3.77]"
+    listed = row(text, "[odd](../odd)", "| run", "All runs")
+    if listed["test"] in ("unreadable", "finished"):
+        assert row(text, "[odd](../odd)", "| run", "Not finished")["cause"]
+    summary = subprocess.run(
+        [sys.executable, ROOT / "scripts/summary.py", tmp_path / "runs"], capture_output=True
+    )
+    assert summary.returncode == 0, summary.stderr
+
+
+@pytest.mark.parametrize(
+    ("odd", "cause"),
+    [
+        ("heads is a list", "config.yaml is not the configuration of a run: arch.heads=[1]"),
+        ("a string", "result.json: test/perplexity='12.5' is not a number"),
+        ("a status", "result.json: status=['finished']: no such status"),
+        ("a row's value", "metrics.jsonl: step 0: val/perplexity=[1] is not a number"),
+        ("not a number", "test/perplexity is nan"),
+        ("below 1", "test/perplexity is 0"),
+    ],
+)
+def test_an_odd_run_says_what_is_odd(make, tmp_path, odd, cause):
+    ODD[odd](make(97.0, "model=neural_d2", name="odd"))
+    text = written(tmp_path / "runs")
+    assert row(text, "[odd](../odd)", "| run", "Not finished")["cause"] == cause
+
+
+def test_levels_of_a_ladder_that_lack_an_accuracy_are_left_out(make, tmp_path):
+    tasks = {f"test/{kind}": 0.5 for kind in ("accuracy", "chance_accuracy", "copy_accuracy")}
+    make(0.5, "data=nt", "model=dot_product", **tasks)
+    folder = make(0.5, "data=nt", "model=expressive", **tasks)
+    result = json.loads((folder / "result.json").read_text())
+    del result["test/copy_accuracy"]
+    (folder / "result.json").write_text(json.dumps(result))
+    text = written(tmp_path / "runs")
+    assert row(text, "16", "|   N", "Ladder")["dot_product"] == "50.00 (single)"
+
+
+def test_dead_scorers_are_drawn_where_one_arm_lacks_step_0(make, tmp_path):
+    for arm, model in enumerate(("neural_d2", "additive")):
+        for seed in range(12):
+            folder = make(100, f"model={model}", seed=seed)
+            rows = [{"step": step, "attention/0/dead_scorer": 0.5} for step in (0, 4)[arm:]]
+            (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    text = written(tmp_path / "runs")
+    assert "dead scorers is missing" not in text
+    assert len(list((tmp_path / "runs").rglob("dead_*.svg"))) == 1
 
 
 def test_a_torn_last_row_does_no_harm(trained, tmp_path):

@@ -110,6 +110,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         finished = result | {
             "status": "finished",
             "data_fingerprint": data.fingerprint,
+            "test_samples": len(data.evaluation("test")),
             **parameter_counts(model),
             **tested,
             **summary,

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
@@ -16,14 +18,27 @@ from attnlab.report.table import Table
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
 INSIDE_A_RUN = {"checkpoints", "wandb", "attention"}
-# What a report asks of every configuration, whatever version of the schema wrote it.
-NEEDED = {
-    *("seed", "scale", "protocol", "model.name", "model.mechanism", "data.name", "data.kind"),
-    *(f"arch.{key}" for key in ("body", "layers", "heads", "width")),
-    *(f"trainer.{key}" for key in ("max_steps", "epochs", "batch_size", "select_on")),
+# What a report asks of every configuration, whatever version of the schema wrote it: the kind of
+# a value, or the values it may have.
+NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "trainer.select_on")
+SIZES = ("arch.layers", "arch.heads", "arch.width", "trainer.batch_size")
+NEEDED: dict[str, type | UnionType | set[str]] = {
+    "seed": int,
+    "data.kind": {"text", "image", "symbols"},
+    "arch.body": {"lm", "vit"},
+    **dict.fromkeys(NAMES, str),
+    **dict.fromkeys(SIZES, int),
+    **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),
 }
 # Keys of the metrics.jsonl rows that a report shows; the last is in every row with diagnostics.
 SHOWN = ('"val/', '"test/', "/dead_scorer", '"representation/')
+# Keys of result.json and metrics.jsonl that are numbers wherever they are anything.
+NUMBERS = re.compile(
+    r"((val|test|best|attention|representation|gradient)/.*|step|steps|params.*|test_samples"
+    r"|.*_per_s|.*_mib|step_ms_median)"
+)
+STATUSES = ("finished", "unfinished", "interrupted", "failed", "unreadable")
+LEAST, MOST = {"perplexity": 1.0, "accuracy": 0.0}, {"perplexity": math.inf, "accuracy": 1.0}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
@@ -45,6 +60,11 @@ class Run:
     status: str = "unfinished"
     cause: str = ""
 
+    def unreadable(self, error: Exception) -> None:
+        """List the run with what is wrong with it, and compare it with nothing."""
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        self.status, self.cause = "unreadable", _line(f"{kind}{error}")
+
     @property
     def metric(self) -> str:
         """What the run is judged by, without the split: perplexity or accuracy."""
@@ -52,9 +72,11 @@ class Run:
 
     @property
     def value(self) -> float | None:
-        """The test metric of a finished run; None if that is not a finite number."""
+        """The test metric of a finished run; None if that is not a number it can be."""
         value = self.result.get(f"test/{self.metric}") if self.status == "finished" else None
-        return value if isinstance(value, int | float) and math.isfinite(value) else None
+        if value is None or not math.isfinite(value):
+            return None
+        return value if LEAST[self.metric] <= value <= MOST[self.metric] else None
 
 
 def collect(root: Path) -> list[Run]:
@@ -80,12 +102,14 @@ def read(folder: Path) -> Run:
     try:
         run.config = _config(folder / "config.yaml")
         run.env = _object(folder / "env.json")
-        run.result = _object(folder / "result.json")
+        run.result = _numbers(_object(folder / "result.json"), "result.json")
+        run.status = run.result.get("status", "unfinished")
+        if run.status not in STATUSES:
+            raise ValueError(f"result.json: status={run.status!r}: no such status")
         run.rows, last = _rows(folder / "metrics.jsonl")
-    except (OSError, ValueError) as error:
-        run.status, run.cause = "unreadable", _line(str(error))
+    except Exception as error:  # what damaged files make of their parsers has no base class
+        run.unreadable(error)
         return run
-    run.status = run.result.get("status", "unfinished")
     if run.status != "finished":
         run.cause = _cause(run, last)
     elif run.value is None:
@@ -99,9 +123,24 @@ def _config(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"config.yaml: {error}") from None
     config = ADDED | flatten(config) if isinstance(config, dict) else {}
-    if missing := sorted(NEEDED - config.keys()):
+    if missing := sorted(NEEDED.keys() - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
+    for key, allowed in NEEDED.items():
+        value = config[key]
+        fits = value in allowed if isinstance(allowed, set) else isinstance(value, allowed)
+        if not fits or isinstance(value, bool) or (key in SIZES and value < 1):
+            raise ValueError(f"config.yaml is not the configuration of a run: {key}={value!r}")
     return config
+
+
+def _numbers(values: dict[str, Any], where: str) -> dict[str, Any]:
+    """`values` without those that are null. Errors: ValueError if what must be a number is not."""
+    known = {key: value for key, value in values.items() if value is not None}
+    for key, value in known.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number and NUMBERS.fullmatch(key):
+            raise ValueError(f"{where}: {key}={value!r} is not a number")
+    return known
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -124,7 +163,7 @@ def _rows(file: Path) -> tuple[list[dict[str, Any]], int | None]:
     lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
     shown = (_row(line) for line in lines if any(key in line for key in SHOWN))
     last = next((row["step"] for line in reversed(lines) if (row := _row(line))), None)
-    return [row for row in shown if row], last
+    return [_numbers(row, f"{file.name}: step {row['step']}") for row in shown if row], last
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -132,7 +171,7 @@ def _row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _cause(run: Run, last: int | None) -> str:

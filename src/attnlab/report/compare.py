@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from attnlab.config import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.setting import arm_deviations
+from attnlab.report.setting import arm_changes
 
 NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper
 SCALES = ("paper", "mini", "smoke")
@@ -20,8 +20,8 @@ class Arm:
     """Runs that differ in nothing but their seed (and model.backend).
 
     own: the keys that make the arm: model.*, and arch.* where the released protocol sets it.
-    ablation: the keys it changes of the paper's arm of its name; empty if it is that arm itself,
-    or that arm was not run.
+    label: its name, and what it changes of the shipped configuration of that name. ablation: the
+    keys that it changes; empty if it changes none, or if the shipped arm was not run.
     """
 
     label: str
@@ -57,22 +57,22 @@ class Comparison:
     """Arms whose runs agree in everything but seed and attention.
 
     arms: dot_product first where there is one. ablation: of which keys it is one; empty for the
-    paper's arms. slug: short, as part of a file name. effects: of `judged`, by label; none if
-    the data was not the same for all.
+    paper's arms. slug: short, as part of a file name.
     """
 
     title: str
     slug: str
     ablation: str
     arms: list[Arm]
-    effects: dict[str, statistics.Effect] = field(init=False)
 
-    def __post_init__(self):
+    @cached_property
+    def effects(self) -> dict[str, statistics.Effect]:
+        """Of `judged`, by label; none if the data was not the same for all."""
         values = {arm.label: arm.values for arm in self.judged if arm.values}
         if self.baseline and self.baseline.values:
             values[statistics.BASELINE] = self.baseline.values
         one = len(self.fingerprints) == 1
-        self.effects = statistics.compare(values, self.metric) if one else {}
+        return statistics.compare(values, self.metric, self.test_samples) if one else {}
 
     @property
     def baseline(self) -> Arm | None:
@@ -102,6 +102,12 @@ class Comparison:
         return {str(run.result.get("data_fingerprint")) for run in counted}
 
     @property
+    def test_samples(self) -> int | None:
+        """Of the test split; None if a run does not say, as those of earlier versions."""
+        counts = {r.result.get("test_samples") for arm in self.arms for r in arm.counted.values()}
+        return counts.pop() if len(counts) == 1 else None
+
+    @property
     def runs(self) -> list[Run]:
         """All of them, finished or not."""
         return [run for arm in self.arms for run in arm.runs]
@@ -115,7 +121,7 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if run.config:
+        if run.status != "unreadable":
             groups.setdefault(naming.frozen(shared(run.config)), []).append(run)
     ordered = sorted(groups.values(), key=_order)
     titles = naming.titles([shared(group[0].config) for group in ordered])
@@ -163,14 +169,18 @@ def _arms(group: list[Run]) -> list[Arm]:
         members.setdefault(naming.frozen(_own(run.config)), []).append(run)
     owns = [_own(runs[0].config) for runs in members.values()]
     common = shared(group[0].config)
-    papers = {own["model.name"]: own for own in owns if not arm_deviations(common | own)}
+    changes = [arm_changes(common | own) for own in owns]
+    shipped = {own["model.name"] for own, keys in zip(owns, changes, strict=True) if keys == {}}
+    alike = Counter(naming.label(*pair) for pair in zip(owns, changes, strict=True))
     arms = []
-    for own, runs in zip(owns, members.values(), strict=True):
-        original = papers.get(own["model.name"])
-        namesakes = [other for other in owns if other["model.name"] == own["model.name"]]
-        keys = naming.changed(own, [original] if original else namesakes, common)
-        ablation = ", ".join(key.removeprefix("model.") for key in keys) if original else ""
-        arms.append(Arm(naming.label(own, keys), own, ablation, runs))
+    for own, keys, runs in zip(owns, changes, members.values(), strict=True):
+        name = own["model.name"]
+        ablation = ", ".join(k.removeprefix("model.") for k in keys) if name in shipped else ""
+        label = naming.label(own, keys)
+        if alike[label] > 1:  # nothing of its name is shipped, or not with these keys
+            namesakes = [other for other in owns if other["model.name"] == name]
+            label = naming.label(own, [*keys, *naming.differing(namesakes)])
+        arms.append(Arm(label, own, ablation, runs))
     return sorted(arms, key=_arm_order)
 
 

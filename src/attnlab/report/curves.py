@@ -72,14 +72,14 @@ def curves(comparison: Comparison) -> Curves | None:
         if len(drawn) == MOST_ARMS:
             left_out.append(arm.label)
             continue
-        curve = _mean(arm, points, *style(arm, [c.color for c in drawn]))
+        curve = _mean(arm, points, *style(arm, [(c.color, c.dash) for c in drawn]))
         if single:
             curve.lines = [_line(arm, run, points[run.folder]) for run in arm.runs]
         drawn.append(curve)
-    if not drawn:
+    y = [v for curve in drawn for run in (curve.mean, *(c.y for c in curve.lines)) for v in run]
+    if not y:
         return None
     text = comparison.metric == "perplexity"
-    y = [v for curve in drawn for run in (curve.mean, *(c.y for c in curve.lines)) for v in run]
     return Curves(
         title=comparison.title,
         x_label="epoch" if per_epoch else "iteration" if text else "step",
@@ -112,9 +112,9 @@ def _steps_per_epoch(comparison: Comparison) -> float | None:
 
 
 def _mean(arm: Arm, points: dict, color: str, dash: str) -> Curve:
-    """Over the x that all finished runs of the arm have."""
-    curve = Curve(arm.label, color, dash, len(arm.counted))
-    finished = [points[run.folder] for run in arm.counted.values()]
+    """Over the x that all finished runs of the arm with evaluations have."""
+    finished = [found for run in arm.counted.values() if (found := points[run.folder])]
+    curve = Curve(arm.label, color, dash, len(finished))
     if finished:
         curve.x = _thinned(sorted(set.intersection(*map(set, finished))))
         columns = [[run[x] for run in finished] for x in curve.x]
@@ -143,11 +143,13 @@ def _thinned(x: list[float]) -> list[float]:
     return [x[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
-def style(arm: Arm, used: list[str]) -> tuple[str, str]:
-    """Colour, other than the `used` ones, and dash: the paper's arms have the same colour in every
-    figure.
+def style(arm: Arm, used: list[tuple[str, str]]) -> tuple[str, str]:
+    """Colour and dash, the colour as rarely among the `used` ones as can be, and then the pair:
+    the paper's arms have the same colour in every figure.
     """
     name = arm.own["model.name"]
-    own = KNOWN[NAMES.index(name)] if name in NAMES else None
-    free = [color for color in (own, *OTHERS, *KNOWN) if color and color not in used]
-    return free[0], DASHES[len(used) % len(DASHES)]
+    own = (KNOWN[NAMES.index(name)],) if name in NAMES else ()
+    colors = [color for color, _ in used]
+    color = min((*own, *OTHERS, *KNOWN), key=colors.count)  # the first of equals
+    turn = len(used) % len(DASHES)
+    return min(((color, dash) for dash in DASHES[turn:] + DASHES[:turn]), key=used.count)

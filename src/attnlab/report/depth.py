@@ -68,7 +68,7 @@ def _panel(label: str, arms: list[Arm], layers: int) -> Panel:
     begin: list[Line] = []
     for arm in arms:
         ends = _ends(arm)
-        curve = Curve(arm.label, *style(arm, [c.color for c in curves]), n=len(ends))
+        curve = Curve(arm.label, *style(arm, [(c.color, c.dash) for c in curves]), n=len(ends))
         for place, s in _profile(ends, label, layers).items():
             curve.x.append(place)
             curve.mean.append(s.mean)
@@ -104,7 +104,7 @@ def _profile(rows: list[Row], label: str, layers: int) -> dict[int, Summary]:
 def _summary(rows: list[Row], label: str, place: int) -> Summary | None:
     key = (DRAWN | SIGNED)[label].format("input" if place == INPUT else place)
     values = [row.get(key) for row in rows]
-    if not values or None in values:
+    if not values or None in values or not all(map(math.isfinite, values)):
         return None
     if label != GRADIENT:
         return summarize(values)

@@ -115,7 +115,8 @@ def plot_health(shares: list[Share], title: str, stem: Path) -> None:
     and <stem>.svg.
     """
     figure, axis = plt.subplots(figsize=(7, 4.3), layout="constrained")
-    places = {name: i for i, name in enumerate(shares[0].names)}
+    names = dict.fromkeys(name for share in shares for name in share.names)
+    places = {name: i for i, name in enumerate(names)}
     for shift, marker, share in zip((-0.1, 0.1), "os", shares, strict=True):
         x = [places[name] + shift for name in share.names]
         bars = (share.below, share.above)
@@ -178,8 +179,9 @@ def plot_ladder(ladder: Ladder, stem: Path) -> None:
     over tau, as steps, with all seeds as points.
     """
     sizes = sorted({n for n, _ in ladder.levels})
+    height = max(4.3, 0.25 * len(ladder.accuracy) + 1)  # the legend has a line for each arm
     figure, axes = plt.subplots(
-        1, len(sizes), figsize=(5 * len(sizes) + 2, 4.3), layout="constrained", sharey=True
+        1, len(sizes), figsize=(5 * len(sizes) + 2, height), layout="constrained", sharey=True
     )
     for n, axis in zip(sizes, np.atleast_1d(axes), strict=True):
         taus = [tau for m, tau in ladder.levels if m == n]

@@ -68,13 +68,16 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
         for arm in comparison.arms:
             arms.setdefault(arm.label, []).append(arm)
     for label, members in arms.items():
-        ladder.looks[label] = style(members[0], [color for color, _ in ladder.looks.values()])
+        ladder.looks[label] = style(members[0], list(ladder.looks.values()))
         levels = ladder.accuracy[label] = {}
         for run in (run for arm in members for run in arm.counted.values()):
             tasks = run.config["data.ladder"] or [[run.config["data.n"], run.config["data.tau"]]]
             for n, tau in tasks:
                 suffix = f"_n{n}_tau{tau}" if len(tasks) > 1 else ""
-                found, *trivial = (run.result[f"test/{kind}{suffix}"] for kind in ACCURACIES)
+                keys = [f"test/{kind}{suffix}" for kind in ACCURACIES]
+                if not run.result.keys() >= set(keys):
+                    continue
+                found, *trivial = (run.result[key] for key in keys)
                 levels.setdefault((n, tau), []).append(found)
                 ladder.trivial[n, tau] = tuple(trivial)
     return ladder

@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from attnlab.report.setting import default_hidden, typed
+from attnlab.report.setting import typed
 
 MOST_KEYS = 4  # named in a title
 
@@ -21,20 +21,10 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     return [k for k in keys if len({frozen({k: c.get(k, "absent")}) for c in configs}) > 1]
 
 
-def changed(
-    own: dict[str, Any], others: list[dict[str, Any]], shared: dict[str, Any]
-) -> list[str]:
-    """Keys that set an arm apart from others of its name: without model.hidden where that only
-    follows model.d_prime.
-    """
-    keys = [key for key in differing([own, *others]) if key in own]
-    followed = all(default_hidden(shared | arm) for arm in (own, *others) if "model.hidden" in arm)
-    return [key for key in keys if key != "model.hidden" or not followed]
-
-
-def label(own: dict[str, Any], keys: list[str]) -> str:
+def label(own: dict[str, Any], keys: Iterable[str]) -> str:
     """An arm's name with the values of `keys`."""
-    said = ", ".join(f"{key.removeprefix('model.')}={typed(own[key])}" for key in keys)
+    known = [key for key in dict.fromkeys(keys) if key in own]
+    said = ", ".join(f"{key.removeprefix('model.')}={typed(own[key])}" for key in known)
     return own["model.name"] + (f" ({said})" if said else "")
 
 

@@ -7,8 +7,8 @@ from attnlab.config import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.setting import arm_deviations, deviations, source
-from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
+from attnlab.report.verdicts import MAX_SEEDS
 
 MEMORY = (
     "The paper's own figures for memory and speed (tables 6 to 8) are not comparable with these: "
@@ -26,6 +26,7 @@ DEPTH = (
     "(0: they are). Mean and, over several seeds, its 95 % t-interval; of gradient norms both are "
     "those of the logarithm."
 )
+OPEN = ("undecided", "no difference shown")
 DIFFERENT = "the runs used different data, so their numbers are not comparable"
 
 
@@ -38,7 +39,7 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
             more = ""
             if found.needed:
                 more = f"; about {found.needed} seeds would decide"
-            elif found.word in ("undecided", "no difference shown"):
+            elif effect.sd is not None and found.word in OPEN:
                 more = f"; {MAX_SEEDS:,} seeds would not decide"
             said.append((found.word, f"{arm.label}: {found.reason}{more}"))
     if not said:
@@ -101,7 +102,8 @@ def _arms(comparison: Comparison) -> Iterable[str]:
     for arm in comparison.arms:
         changed = arm_deviations(arm.config)
         if changed and not comparison.ablation:  # whose labels say it
-            yield f"{arm.label} is not the paper's arm of that name: {'; '.join(changed)}."
+            name = arm.own["model.name"]
+            yield f"{arm.label} is not {name} as shipped: {'; '.join(changed)}."
 
 
 def _selection(comparison: Comparison) -> Iterable[str]:
@@ -138,6 +140,11 @@ def _intervals(comparison: Comparison) -> str:
     text = "Ours is mean and 95 % t-interval over seeds."
     if effects:
         text += " Effects are paired by seed; positive is better than the dot product."
+    if any(effect.floor for effect in effects):
+        text += (
+            " Their standard error is at least that of drawing the test samples, which all seeds "
+            "share."
+        )
     if len(effects) > 1:
         text += (
             f" The {len(effects)} intervals hold together with 95 %, and p is corrected for all "

@@ -1,9 +1,16 @@
 """How near runs are to what the paper did: which published effect stands beside them, and how."""
 
+import functools
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import yaml
+from pydantic import TypeAdapter
+
+from attnlab.compose import CONFIGS
+from attnlab.options import Model
 from attnlab.report import published
 
 # Section 4 of the paper, by body: what its numbers were measured with.
@@ -38,34 +45,77 @@ def source(data: str) -> str | None:
 
 
 def deviations(config: dict[str, Any]) -> list[str]:
-    """Where a run's sizes and budget are not the published ones: `key=ours instead of theirs`."""
-    return _differences(config, PUBLISHED[config["arch.body"]])
+    """Where a run's data, sizes and budget are not the published ones: `key=ours instead of
+    theirs`.
+
+    The name of a data set says nothing of its content, and the number of words in the paper's is
+    not known to us. So published data is what the shipped configuration takes from the hub: a
+    local copy may be the same, but nothing shows it.
+    """
+    return _differences(config, _hub_data(config["data.name"]) | PUBLISHED[config["arch.body"]])
+
+
+def _hub_data(name: str) -> dict[str, Any]:
+    """Where the shipped configuration of a data set has it from; empty without a published one."""
+    if source(name) is None:
+        return {}
+    data = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())["data"]
+    return {f"data.{key}": data[key] for key in ("path", "config") if key in data}
+
+
+def arm_changes(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys in which a run's arm is not what is shipped under its name, with the shipped values:
+    of configs/model, as the protocol changes it. Empty for a name that is not shipped.
+    """
+    expected = _shipped(config)
+    if "model.hidden" in expected and default_hidden(config):
+        del expected["model.hidden"]  # it only follows model.d_prime
+    return {k: v for k, v in expected.items() if k in config and config[k] != v}
 
 
 def arm_deviations(config: dict[str, Any]) -> list[str]:
-    """Where a run's arm is not what the protocol has under its name, including what the released
-    code sets per arm; empty for an arm that the paper does not have.
-    """
+    """`arm_changes` as text: `key=ours instead of theirs`."""
+    return _differences(config, arm_changes(config))
+
+
+def is_shipped(name: str) -> bool:
+    """Whether configs/model has an arm of this name."""
+    return (CONFIGS / "model" / f"{name}.yaml").is_file()
+
+
+def _shipped(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys that make the arm of the run's name, with the values that a run of it gets."""
     name, released = config["model.name"], config["protocol"] == "released"
-    text = config["arch.body"] == "lm"
-    expected: dict[str, Any] = {}
+    if not is_shipped(name):
+        return {}
+    text, neural = config["arch.body"] == "lm", name in D_PRIME
+    model = _model(name)
+    if released and neural:  # configs/protocol_arm
+        d2_vision = not text and name == "neural_d2"
+        model["d_prime"] = 3 if d2_vision else D_PRIME[name]  # the code's rule: head width // 32
+        bias = model["d_prime"] is not None
+        model |= {"score_scale": False, "projection_bias": bias}
+    section = TypeAdapter(Model).validate_python(model)
+    head_width = config["arch.width"] // config["arch.heads"]
+    arch = SimpleNamespace(layers=config["arch.layers"], head_width=head_width)
+    section.fill(arch, config["protocol"])
+    expected = {f"model.{k}": v for k, v in section.model_dump(exclude={"backend"}).items()}
     if released:
-        expected["arch.embedding_residual"] = 2 if text and name in D_PRIME else 1
-    if name in D_PRIME:
-        vision_d2 = released and not text and name == "neural_d2"
-        d_prime = 3 if vision_d2 else D_PRIME[name]  # the code's rule is head width // 32
-        expected |= {
-            "model.neural_layers": [0],
-            "model.d_prime": d_prime,
-            "model.activation": "relu",
-            "model.per_head": False,
-            "model.score_scale": not released,
-            "model.projection_bias": released and d_prime is not None,
-        }
-    found = _differences(config, expected)
-    if "model.hidden" in config and not default_hidden(config):
-        found.append(f"model.hidden={config['model.hidden']}")
-    return found
+        expected["arch.embedding_residual"] = 2 if text and neural else 1
+    return expected
+
+
+@functools.cache
+def _model_file(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+
+
+def _model(name: str) -> dict[str, Any]:
+    """A shipped model section, with what it takes over from another one."""
+    own = _model_file(name)
+    bases = [_model(base) for base in own.get("defaults", []) if base != "_self_"]
+    merged = {key: value for part in (*bases, own) for key, value in part.items()}
+    return {key: value for key, value in merged.items() if key != "defaults"}
 
 
 def typed(value: Any) -> str:
@@ -97,8 +147,8 @@ def _differences(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Reference:
-    """A published effect beside ours. exact: the same data, sizes, budget and arm as published,
-    so that a verdict may rest on it; otherwise it stands there for orientation.
+    """A published effect beside ours. exact: the same data (see `deviations`), sizes, budget and
+    arm as published, so that a verdict may rest on it; otherwise it stands there for orientation.
     """
 
     effect: float

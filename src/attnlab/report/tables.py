@@ -1,5 +1,6 @@
 """The tables of a report: results, cost, health of the scorers, and the runs themselves."""
 
+import math
 import os
 from pathlib import Path
 from statistics import median
@@ -10,8 +11,9 @@ from attnlab.report import statistics
 from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.setting import reference
-from attnlab.report.statistics import Effect, Verdict
+from attnlab.report.statistics import Effect
 from attnlab.report.table import DASH, Cell, Link, Table
+from attnlab.report.verdicts import Verdict, verdict
 
 
 def results(comparison: Comparison) -> Table:
@@ -57,19 +59,24 @@ def _mean_effect(comparison: Comparison, arm: Arm) -> str:
     return f"{effect.mean:+.2f} {effect.unit}"
 
 
+# Where an interval of the metric ends at the latest.
+WITHIN = {"perplexity": (1, math.inf), "accuracy": (0, 100)}
+
+
 def judge(arm: Arm, effect: Effect) -> Verdict:
     """Against the published effect where data, sizes, budget and arm are the published ones;
     else against no effect at all.
     """
     known = reference(arm.config)
-    return statistics.verdict(effect, known.effect if known and known.exact else None)
+    return verdict(effect, known.effect if known and known.exact else None)
 
 
 def _ours(comparison: Comparison, arm: Arm) -> str:
     if not arm.values:
         return DASH
     factor, end = (1, "") if comparison.metric == "perplexity" else (100, " %")
-    s = statistics.summarize([factor * value for value in arm.values.values()])
+    values = [factor * value for value in arm.values.values()]
+    s = statistics.summarize(values, within=WITHIN[comparison.metric])
     interval = "" if s.sd is None else f" [{s.low:,.2f}, {s.high:,.2f}]"
     return f"{s.mean:,.2f}{interval}{end}"
 
@@ -179,7 +186,7 @@ def commit(env: dict[str, Any]) -> str:
     """The first ten digits, and whether there were changes on top."""
     if not env.get("git_commit"):
         return DASH
-    return env["git_commit"][:10] + (" + changes" if env.get("git_dirty") else "")
+    return str(env["git_commit"])[:10] + (" + changes" if env.get("git_dirty") else "")
 
 
 def _known(values: dict[str, Any], key: str) -> str:

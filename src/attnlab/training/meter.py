@@ -114,7 +114,7 @@ class Meter:
             **self._speed("timed_steps", "timed_s", self.samples, ""),
             **self._speed("eval_samples", "eval_s", 1, "eval_"),
             "step_ms_median": round(statistics.median(medians), 2) if medians else None,
-            "peak_memory_mib": max(row["memory/peak_mib"] for row in self.rows),
+            "peak_memory_mib": max((row["memory/peak_mib"] for row in self.rows), default=None),
             "steady_memory_mib": statistics.median(steady) if steady else None,
             **self._saving(),
         }

@@ -1,0 +1,81 @@
+"""What an effect over seeds says: in a word, in a sentence, and how many seeds would say more."""
+
+import math
+from dataclasses import dataclass
+
+from attnlab.report.statistics import Effect
+
+MAX_SEEDS = 1000  # nobody trains more; beyond it `Verdict.needed` is None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One word, the plain reason with the numbers, and how many seeds would decide.
+
+    needed: for an open verdict, a projection from the mean and sd measured so far; None if more
+        than 1000 would be needed, if there is no sd yet, or if it is decided.
+    """
+
+    word: str
+    reason: str
+    needed: int | None = None
+
+
+def verdict(effect: Effect, published: float | None) -> Verdict:
+    """What the interval says about the published effect (same unit, above 0; None: not known).
+
+    reproduced: above 0, and contains or exceeds the published effect. contradicted: all of it
+    below the published effect, be it above 0 or not. undecided: contains 0 and the published one.
+    Nothing published: better, worse, no difference shown. n = 1: single run. The same on all
+    seeds, and no `Effect.floor`: undecided.
+    """
+    if effect.sd is None and effect.n > 1:
+        reason = f"{effect.mean:+.3g} {effect.unit}, the same on all {effect.n} seeds"
+        return Verdict("undecided", f"{reason}; a spread of 0 says nothing of its error")
+    if effect.sd is None:
+        reason = f"{effect.mean:+.3g} {effect.unit} on one seed; its spread is unknown"
+        return Verdict("single run", reason)
+    against = _against_zero(effect) if published is None else _against_published(effect, published)
+    word, clause, margin = against
+    return Verdict(word, f"{_measured(effect)} {clause}", _seeds_needed(effect, margin))
+
+
+# Each gives the word, the rest of the reason and, for an open verdict, the margin: the interval
+# decides as soon as its half-width is below it.
+
+
+def _against_published(e: Effect, published: float) -> tuple[str, str, float | None]:
+    claim = f"the published {published:+.3g} {e.unit}"
+    if e.high < published:
+        side = ", though above 0" if e.low > 0 else ", and below 0" if e.high < 0 else ""
+        return "contradicted", f"is below {claim}{side}", None
+    if e.low > 0:
+        relation = "exceeds" if e.low > published else "contains"
+        return "reproduced", f"is above 0 and {relation} {claim}", None
+    return "undecided", f"contains both 0 and {claim}", max(e.mean, published - e.mean)
+
+
+def _against_zero(e: Effect) -> tuple[str, str, float | None]:
+    if e.low > 0:
+        return "better", "is above 0", None
+    if e.high < 0:
+        return "worse", "is below 0", None
+    return "no difference shown", "contains 0", abs(e.mean)
+
+
+def _measured(e: Effect) -> str:
+    interval = f"{100 * e.level:.4g} % interval {e.low:+.3g} to {e.high:+.3g}"
+    bound = ", as wide as the number of test samples demands," if _bound(e) else ""
+    return f"{e.mean:+.3g} {e.unit} over {e.n} seeds, {interval}{bound}"
+
+
+def _bound(e: Effect) -> bool:
+    """Whether the test split, and not the seeds, makes the interval as wide as it is."""
+    return e.floor > e.sd / math.sqrt(e.n)
+
+
+def _seeds_needed(e: Effect, margin: float | None) -> int | None:
+    if margin is None:
+        return None
+    more = range(e.n + 1, MAX_SEEDS + 1)
+    return next((n for n in more if e.half_width(n) < margin), None)
