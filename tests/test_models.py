@@ -82,9 +82,9 @@ FORMS = [
 @pytest.mark.parametrize(("model", "options"), FORMS, ids=str)
 def test_a_model_cast_to_bfloat16_runs(data, model, options):
     """Forward and backward, near the same model in float32; with a bias in every projection."""
-    key = "neural_layers" if model in NEURAL else "layers"
-    if model != "dot_product":
-        options = (*options, f"model.{key}=all")
+    section = config(f"model={model}").model
+    if hasattr(section, section.layers_key):
+        options = (*options, f"model.{section.layers_key}=all")
     if model in NEURAL and model != "neural_full":
         options = (*options, "model.projection_bias=true")
     cfg = config(f"data={data}", "scale=smoke", f"model={model}", "arch.dropout=0.0", *options)
