@@ -13,13 +13,9 @@ from hypothesis import strategies as st
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.models.attention import build_attention
-from attnlab.models.attention.additive import AdditiveAttention
 from attnlab.models.attention.base import Attention
 from attnlab.models.attention.cog import CogAttention
 from attnlab.models.attention.dagpam import DualAttention
-from attnlab.models.attention.dot import DotProductAttention
-from attnlab.models.attention.expressive import ExpressiveAttention
-from attnlab.models.attention.gaussian_keys import GaussianKeysAttention
 from attnlab.models.attention.neural import NeuralAttention
 
 
@@ -105,15 +101,15 @@ def configured(name, *overrides):
     return config(f"model={model}", *body, *more, *overrides)
 
 
-def loop(module, q, k, visible):
-    """Weights of one head, pair by pair, from the equation. q (N, D), k (M, D); `module` has one
-    head's parameters.
+def loop(equation, module, q, k, visible):
+    """Weights of one head, pair by pair, from an equation of PAIRWISE. q (N, D), k (M, D);
+    `module` has one head's parameters.
     """
     rows = []
     for i, query in enumerate(q):
         seen = [j for j in range(len(k)) if visible[i, j]]
         row = torch.zeros(len(k), dtype=q.dtype)
-        for j, weight in zip(seen, PAIRWISE[type(module)](module, query, k[seen]), strict=True):
+        for j, weight in zip(seen, equation(module, query, k[seen]), strict=True):
             row[j] = weight
         rows.append(row)
     return torch.stack(rows)
@@ -182,14 +178,14 @@ def gaussian_keys(module, query, keys):
     return [a / sum(near) for a in near]
 
 
-PAIRWISE = {
-    DotProductAttention: lambda module, query, keys: softmax(dot(query, keys)),
-    NeuralAttention: neural,
-    AdditiveAttention: additive,
-    ExpressiveAttention: expressive,
-    DualAttention: dagpam,
-    CogAttention: cog,
-    GaussianKeysAttention: gaussian_keys,
+PAIRWISE = {  # mechanism -> weights of one query, from its equation
+    "dot_product": lambda module, query, keys: softmax(dot(query, keys)),
+    "neural": neural,
+    "additive": additive,
+    "expressive": expressive,
+    "dagpam": dagpam,
+    "cog": cog,
+    "gaussian_keys": gaussian_keys,
 }
 
 
@@ -222,12 +218,14 @@ def test_weights_equal_a_loop_over_pairs(name, shape, seed):
     q = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64)
     k = torch.randn(batch, HEADS, m, WIDTH, dtype=torch.float64)
     visible = random_mask(shape, seed)
+    equation = PAIRWISE[configured(name).model.mechanism]
     with torch.no_grad():
         weights = module.weights(q, k, visible)
         assert torch.equal(weights[..., ~visible], torch.zeros_like(weights[..., ~visible]))
         for b in range(batch):
             for head in range(HEADS):
-                expected = loop(one_head(module, head), q[b, head], k[b, head], visible)
+                alone = one_head(module, head)
+                expected = loop(equation, alone, q[b, head], k[b, head], visible)
                 torch.testing.assert_close(weights[b, head], expected, rtol=1e-9, atol=1e-12)
 
 
