@@ -43,7 +43,7 @@ def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, copy, cache):
             *words.split(), f"runtime.cache={cache}", "logger=none", "trainer.diagnostics=true",
             script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
         )  # fmt: skip
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert "  model: cosine\n" in out
 
@@ -79,7 +79,7 @@ def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
     process = start(
         "model=warm_cosine", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src")
     )
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate()
     assert process.returncode == 2
     assert err == (
         "error: model.warmth: mechanism=cosine has no option but model.layers; options of its own "
