@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.models.attention import build_attention
-from attnlab.models.attention.additive import AdditiveAttention
 from attnlab.models.attention.base import Attention
 from attnlab.models.attention.cog import CogAttention
 from attnlab.models.attention.dagpam import DualAttention
-from attnlab.models.attention.dot import DotProductAttention, QKNormAttention
-from attnlab.models.attention.expressive import ExpressiveAttention
-from attnlab.models.attention.gaussian_keys import GaussianKeysAttention
-from attnlab.models.attention.identity import IdentityAttention
 from attnlab.models.attention.neural import NeuralAttention
-from attnlab.models.attention.uniform import UniformAttention
 
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
@@ -114,18 +108,18 @@ def configured(name, *overrides):
     return config(f"model={model}", *body, *more, *overrides)
 
 
-def loop(module, q, k, visible):
-    """Weights of one head, pair by pair, from the equation. q (N, D), k (M, D); `module` has one
-    head's parameters.
+def loop(equation, module, q, k, visible):
+    """Weights of one head, pair by pair, from an equation of PAIRWISE. q (N, D), k (M, D);
+    `module` has one head's parameters.
     """
     rows = []
     for i, query in enumerate(q):
         seen = [j for j in range(len(k)) if visible[i, j]]
         row = torch.zeros(len(k), dtype=q.dtype)
-        if isinstance(module, IdentityAttention):  # by its place, whatever it contains
+        if equation is None:  # identity: by its place, whatever it contains
             weights = [float(j == i + len(k) - len(q)) for j in seen]
         else:
-            weights = PAIRWISE[type(module)](module, query, k[seen])
+            weights = equation(module, query, k[seen])
         for j, weight in zip(seen, weights, strict=True):
             row[j] = weight
         rows.append(row)
@@ -206,16 +200,18 @@ def gaussian_keys(module, query, keys):
     return [a / sum(near) for a in near]
 
 
-PAIRWISE = {
-    DotProductAttention: dot_product,
-    QKNormAttention: dot_product,
-    UniformAttention: lambda module, query, keys: [1 / len(keys) for _ in keys],
-    NeuralAttention: neural,
-    AdditiveAttention: additive,
-    ExpressiveAttention: expressive,
-    DualAttention: dagpam,
-    CogAttention: cog,
-    GaussianKeysAttention: gaussian_keys,
+PAIRWISE = {  # mechanism -> weights of one query, from its equation
+    "dot_product": dot_product,
+    "dot_product_wide": dot_product,
+    "qk_norm": dot_product,
+    "uniform": lambda module, query, keys: [1 / len(keys) for _ in keys],
+    "identity": None,
+    "neural": neural,
+    "additive": additive,
+    "expressive": expressive,
+    "dagpam": dagpam,
+    "cog": cog,
+    "gaussian_keys": gaussian_keys,
 }
 
 
@@ -248,12 +244,14 @@ def test_weights_equal_a_loop_over_pairs(name, shape, seed):
     q = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64)
     k = torch.randn(batch, HEADS, m, WIDTH, dtype=torch.float64)
     visible = random_mask(shape, seed)
+    equation = PAIRWISE[configured(name).model.mechanism]
     with torch.no_grad():
         weights = module.weights(q, k, visible)
         assert torch.equal(weights[..., ~visible], torch.zeros_like(weights[..., ~visible]))
         for b in range(batch):
             for head in range(HEADS):
-                expected = loop(one_head(module, head), q[b, head], k[b, head], visible)
+                alone = one_head(module, head)
+                expected = loop(equation, alone, q[b, head], k[b, head], visible)
                 torch.testing.assert_close(weights[b, head], expected, rtol=1e-9, atol=1e-12)
 
 

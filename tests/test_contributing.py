@@ -1,34 +1,87 @@
 """What CONTRIBUTING shows works as it stands there."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
-BLOCK = re.compile(r"^`([\w/.]+)`.*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^`([\w/.]+)`(?:, in (\w+))?.*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
-def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, tmp_path, cache):
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The project with the mechanism of the section added."""
     section = (ROOT / "CONTRIBUTING.md").read_text().split("## A new attention mechanism")[1]
-    blocks = dict(BLOCK.findall(section.split("\n## ")[0]))
-    assert len(blocks) == 3
-    copy = tmp_path / "copy"
-    for part in ("src", "configs"):
+    blocks = BLOCK.findall(section.split("\n## ")[0])
+    assert len(blocks) == 4
+    copy = tmp_path_factory.mktemp("copy")
+    for part in ("src", "configs", "tests"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "train.py", copy)
-    for name, text in blocks.items():
+    for part in ("train.py", "pyproject.toml"):
+        shutil.copy(ROOT / part, copy)
+    for name, table, text in blocks:
         file = copy / name
-        if file.exists():  # the line
-            head, brace, tail = file.read_text().partition("ATTENTION = {\n")
-            assert brace
-            text = head + brace + text + tail
+        assert file.exists() == bool(table)
+        if table:  # a line
+            head, opening, tail = re.split(rf"(^{table} = {{.*\n)", file.read_text(), flags=re.M)
+            text = head + opening + text + tail
         file.write_text(text)
+    return copy
+
+
+def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, copy, cache):
     for data, layers in (("pydocs", "all"), ("digits", "[1]"), ("nt", "inner arch.layers=3")):
         words = f"model=cosine data={data} scale=smoke model.layers={layers} hydra.run.dir={data}"
         process = start(
             *words.split(), f"runtime.cache={cache}", "logger=none", "trainer.diagnostics=true",
             script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
         )  # fmt: skip
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert "  model: cosine\n" in out
+
+
+def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
+    files = [f"tests/test_{name}.py" for name in ("attention", "models")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "cosine",
+            *files,
+        ],
+        cwd=copy,
+        env={**os.environ, "PYTHONPATH": str(copy / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # every test over VARIANTS or MODELS, among them 12 in three precisions
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 25, done.stdout
+
+
+def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
+    yaml = copy / "configs" / "model" / "warm_cosine.yaml"
+    yaml.write_text((copy / "configs" / "model" / "cosine.yaml").read_text() + "warmth: 2.0\n")
+    process = start(
+        "model=warm_cosine", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src")
+    )
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == (
+        "error: model.warmth: mechanism=cosine has no option but model.layers; options of its own "
+        "need a section in src/attnlab/options.py, named in WithSection\n"
+    )

@@ -137,10 +137,13 @@ def _named(section: type[Mechanism]) -> str:
     return get_args(section.model_fields["mechanism"].annotation)[0]
 
 
+WITHOUT_SECTION = sorted(ATTENTION.keys() - set(map(_named, get_args(WithSection))))
+
+
 class Plain(Mechanism):
     """Every mechanism of ATTENTION without a section of its own."""
 
-    mechanism: Literal[*sorted(ATTENTION.keys() - set(map(_named, get_args(WithSection))))]
+    mechanism: Literal[*WITHOUT_SECTION]
     layers: Layers
 
 

@@ -10,7 +10,7 @@ expected.
 import torch
 from torch import Tensor
 
-NAMES = {0: "batch size", 1: "number of heads"}
+SHARED = {0: "batch size", 1: "number of heads"}
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, score_network, project, causal: bool) -> None:
@@ -25,7 +25,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, score_network, project, causal
             raise ValueError(
                 f"q, k and v must be on one device; got q={q.device}, {name}={x.device}"
             )
-        for dim, what in NAMES.items():
+        for dim, what in SHARED.items():
             if x.shape[dim] != q.shape[dim]:
                 raise ValueError(
                     f"q, k and v must have the same {what}, nothing is broadcast; "
@@ -41,11 +41,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, score_network, project, causal
         raise ValueError(
             f"q and k must have the same head width; got q={q.shape[3]}, k={k.shape[3]}"
         )
-    if causal and k.shape[2] < q.shape[2]:
-        raise ValueError(
-            "causal attention needs at least as many keys as queries; "
-            f"got {q.shape[2]} queries, {k.shape[2]} keys"
-        )
+    _check_order(q.shape[2], k.shape[2], causal)
     groups, width = score_network.takes
     _check_reader("the score network", groups, width if not project else None, q)
     for layer in project or ():
@@ -72,10 +68,7 @@ def check_operands(
     _check_tokens("c", c, "(B, H, M, h)")
     _check_tokens("v", v, "(B, H, M, D)")
     (batch, heads, n, h), m = a.shape, c.shape[2]
-    if causal and m < n:
-        raise ValueError(
-            f"causal attention needs at least as many keys as queries; got {n} queries, {m} keys"
-        )
+    _check_order(n, m, causal)
     _check("c", c, "(B, H, M, h)", (batch, heads, m, h), a)
     _check("v", v, "(B, H, M, D)", (batch, heads, m, v.shape[3]), a, v.dtype)
     if mid_weight is None and mid_bias is None:
@@ -102,6 +95,14 @@ def _check_tokens(name: str, x: Tensor, legend: str) -> None:
         raise ValueError(f"{name} must be {legend}, none of them 0; got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"{name} must be a tensor of floating point numbers; got {x.dtype}")
+
+
+def _check_order(queries: int, keys: int, causal: bool) -> None:
+    if causal and keys < queries:
+        raise ValueError(
+            "causal attention needs at least as many keys as queries; "
+            f"got {queries} queries, {keys} keys"
+        )
 
 
 def _check_reader(name: str, groups: int, width: int | None, q: Tensor) -> None:
