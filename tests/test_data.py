@@ -182,7 +182,7 @@ def test_two_processes_prepare_the_same_data_at_once(text_rows, tmp_path):
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
         for _ in range(2)
     ]
-    sums = [p.communicate(timeout=120)[0] for p in processes]
+    sums = [p.communicate(timeout=300)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0] and sums[0] == sums[1]
     assert len(list(tmp_path.glob("wikitext2-*"))) == 1
     assert not list(tmp_path.glob(".part-*"))

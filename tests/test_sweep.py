@@ -23,8 +23,18 @@ def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
         assert code == 1 and said.pop() == "sweep: 1 of 2 finished"
         ends = [line.split(": ")[-1].split(" after")[0] for line in said]
         last = ["finished before"] if again else ["starts", "finished"]
-        assert ends == ["starts", "exit code 2", *last]
+        assert ends == ["starts", "triton needs cuda)", *last]
+        reason = "exit code 2 (model.backend=triton: device cpu: triton needs cuda)"
+        assert f"\n  {reason}  outputs/" in out
     assert len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 1
+
+
+def test_missing_data_is_said_once_before_the_first_job(train, tmp_path):
+    missing = ("data=wikitext2", "data.path=/nowhere/wikitext", "seed=0,1,2", "scale=smoke")
+    code, out, err = train("-m", *missing)
+    assert code == 2 and "job" not in out
+    assert err == "error: data.path=/nowhere/wikitext: no such folder\n"
+    assert not (tmp_path / "outputs" / "wikitext2").exists()
 
 
 def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
