@@ -239,6 +239,7 @@ def test_truncated_parquet_is_named(tmp_path, text_rows):
     ("override", "message"),
     [
         ("data.path=/nowhere/at/all", "no such folder"),
+        ("data.path={root}/README.md", "is a file, not a folder"),
         ("data.tokenizer=./missing.json", "no such file"),
         ("data.tokenizer={root}/README.md", "not a tokenizer.json"),
         ("data.sequence_length=100000", "has only"),
