@@ -200,6 +200,14 @@ def test_result_is_made_again_if_killed_just_before_it(finished):
     assert result["steps"] == 4 and (folder / "metrics.jsonl").read_bytes() == rows
 
 
+def test_a_damaged_result_is_one_line(finished):
+    cfg, folder = finished
+    file = folder / "result.json"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(BadInput, match=r"result.json: is damaged; without it, the same command"):
+        run(cfg, folder)
+
+
 def test_another_configuration_in_the_folder_is_refused_key_by_key(finished, cache):
     _, folder = finished
     other = config(
