@@ -29,6 +29,6 @@ def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, tmp_path, cache):
             *words.split(), f"runtime.cache={cache}", "logger=none", "trainer.diagnostics=true",
             script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
         )  # fmt: skip
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         assert "  model: cosine\n" in out

@@ -10,7 +10,7 @@ SMOKE = ("scale=smoke", "logger=none", "runtime.progress=false")
 
 def reproduce(start, cache, *words):
     process = start(*SMOKE, f"runtime.cache={cache}", *words, script="scripts/reproduce.py")
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 

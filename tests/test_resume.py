@@ -35,7 +35,7 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
         rows = rows_written(folder)
         process.send_signal(signum)
         halts.go_on(process)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 128 + signum and "the same command continues" in err
         assert checkpoint.load(newest(folder))["step"] >= rows - 1
         result = json.loads((folder / "result.json").read_text())
@@ -55,7 +55,7 @@ def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_pat
     halts.wait(process)
     os.killpg(process.pid, signum)
     halts.go_on(process)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 128 + signum and "the same command continues" in err
     assert newest(tmp_path / "run") and "Traceback" not in err
 
@@ -73,7 +73,7 @@ def test_a_second_signal_acts_at_once(start, tmp_path):
     assert not handles(process.pid, signal.SIGINT)
     process.send_signal(signal.SIGINT)
     halts.go_on(process, 1)
-    process.communicate(timeout=300)
+    process.communicate(timeout=900)
     assert process.returncode == -signal.SIGINT
     assert not list((tmp_path / "run" / "checkpoints").glob("*step_*"))
 
@@ -86,7 +86,7 @@ def test_a_signal_after_the_result_does_not_take_it_back(start, tmp_path):
     halts.wait(process, 1)
     process.send_signal(signal.SIGINT)
     halts.go_on(process, 1)
-    process.communicate(timeout=300)
+    process.communicate(timeout=900)
     assert process.returncode == 128 + signal.SIGINT
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
@@ -99,7 +99,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_repeated(start, tr
     assert train("scale=smoke", "hydra.run.dir=run")[0] == 0
     written = (tmp_path / "run" / "result.json").stat().st_mtime_ns
     halts.go_on(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0 and "already finished" in out, err
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == written
 

@@ -257,7 +257,7 @@ def test_server_lost_in_mid_run_and_the_rest_uploaded(start, train, server, tmp_
     until(process, lambda: len(server.lines) > 20)
     server.leave()
     halts.go_on(process)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0 and "W&B did not get all rows: Timed out" in err
     assert time.time() - (folder / "result.json").stat().st_mtime < PATIENCE
     times = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
@@ -282,7 +282,7 @@ def test_a_run_whose_result_cannot_be_written_is_not_called_finished(start, serv
     """Its disk is full when result.json is due."""
     full = Halts(tmp_path, ("open w .result.json.part", 1, "ENOSPC"))
     process = start(*SMALL, "logger=wandb", "hydra.run.dir=run", **server.env, **full.env)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 5 and "result.json: cannot be written (No space left" in err
     assert server.summary["status"] == "failed"
 
