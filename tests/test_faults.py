@@ -146,7 +146,8 @@ def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_
     broken = tmp_path / "packages" / "torchvision"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
-    env = {"PYTHONPATH": str(broken.parent), "HOME": "/nowhere", "TMPDIR": "/nowhere"}
+    paths = os.pathsep.join(filter(None, (str(broken.parent), os.environ.get("PYTHONPATH"))))
+    env = {"PYTHONPATH": paths, "HOME": "/nowhere", "TMPDIR": "/nowhere"}
     env |= {"LC_ALL": "C", "TZ": "Pacific/Apia"}
     code, _, err = train("scale=smoke", "hydra.run.dir=text", **env)
     assert code == 0, err
