@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from attnlab import compose
 from attnlab.config import Config
@@ -30,6 +31,14 @@ from attnlab.validation import validate
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(p.stem for p in (compose.CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The same examples every time, but for `make chaos`, and on a full machine as on an idle one.
+settings.register_profile(
+    "same",
+    derandomize="ATTNLAB_FUZZ" not in os.environ,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same")
 
 
 def config(*overrides: str) -> Config:
@@ -97,7 +106,7 @@ def train(start):
 
     def run(*overrides: str, **options) -> tuple[int, str, str]:
         process = start(*overrides, **options)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         return process.returncode, out, err
 
     return run

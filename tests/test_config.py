@@ -108,7 +108,7 @@ def test_same_configuration_same_folder():
     assert len({config(o).folder for o in others} | {base.folder}) == len(others) + 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(known_keys())), st.data())
 def test_a_misspelt_key_is_told_a_right_name(key, data):
     """One letter dropped: the message names a key that exists."""

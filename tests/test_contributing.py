@@ -43,7 +43,7 @@ def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, copy, cache):
             *words.split(), f"runtime.cache={cache}", "logger=none", "trainer.diagnostics=true",
             script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
         )  # fmt: skip
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
         assert "  model: cosine\n" in out
 

@@ -85,7 +85,7 @@ def test_equal_and_orthogonal_tokens():
     assert of_tokens(torch.tensor([[[1.0], [-2.0]]]))["cosine"].item() == pytest.approx(-1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 10**6))
 def test_measures_of_tokens_against_their_definitions(n, width, seed):
     """The mean is the best rank-one fit 1 x^T; every pair of different tokens counts once."""

@@ -324,8 +324,6 @@ def test_any_override_runs_or_is_refused(train, cache, text_rows, image_rows, mo
 
     @settings(
         max_examples=EXAMPLES,
-        derandomize="ATTNLAB_FUZZ" not in os.environ,
-        deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],  # three overrides need no shrinking
         suppress_health_check=list(HealthCheck),

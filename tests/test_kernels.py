@@ -104,7 +104,7 @@ RELU = {"activation": "relu", "seed": 0, **PAPER}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problems())
 @example({"n": 785, "m": 785, "d": 96, "p": 2, "hidden": [2, 1], "causal": False, **RELU})
 @example({"n": 1023, "m": 1023, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})

@@ -71,7 +71,7 @@ def test_one_of_two_processes_is_killed(start, train, tmp_path):
             ranks = children(process.pid)
             os.kill(next(pid for pid in ranks if pid != first), signal.SIGKILL)
             halts.go_on(process)
-            _, err = process.communicate(timeout=300)
+            _, err = process.communicate(timeout=900)
             assert process.returncode and "another of the 2 processes ended" in err, err
             assert not any(alive(pid) for pid in ranks)
             code, _, err = train(*run)
@@ -91,7 +91,7 @@ def test_what_ends_a_process_that_is_not_the_first_is_said_once(start, tmp_path)
     (second,) = (pid for pid in children(process.pid) if pid != first)
     os.kill(children(second)[-1], signal.SIGKILL)
     halts.go_on(process)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode and err.count("error: a process that loads data") == 1, err
 
 

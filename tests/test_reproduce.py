@@ -3,26 +3,27 @@
 import json
 
 import pytest
+from conftest import config
 
 SMOKE = ("scale=smoke", "logger=none", "runtime.progress=false")
 
 
 def reproduce(start, cache, *words):
     process = start(*SMOKE, f"runtime.cache={cache}", *words, script="scripts/reproduce.py")
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=900)
     return process.returncode, out, err
 
 
 def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):
-    long = ("trainer.max_steps=1000000", "trainer.epochs=null", "model=dot_product,neural_d2")
+    long = ("trainer.max_steps=10000000", "trainer.epochs=null", "model=dot_product,neural_d2")
     code, out, err = reproduce(start, cache, "table3", "data=digits", *long, "seed=0,1")
     assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
     assert "arms: 2, equal but for attention" in out
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| digits")]
     assert [row[1] for row in rows] == ["dot_product", "neural_d2"]
     for row in rows:
-        assert row[3:5] == ["2", "2,000,000"] and float(row[7]) > 0.1  # GiB: python with torch
-        hours = 2_000_000 * float(row[5]) / 3600
+        assert row[3:5] == ["2", "20,000,000"] and float(row[7]) > 0.1  # GiB: python with torch
+        hours = 20_000_000 * float(row[5]) / 3600
         assert float(row[6].replace(",", "")) == pytest.approx(hours, rel=0.01, abs=0.1)
     assert not (tmp_path / "outputs").exists()
 
@@ -47,6 +48,27 @@ def test_experiments_that_share_a_run(start, cache, tmp_path):
     assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| pydocs")]
     assert [(row[1], row[3]) for row in rows] == [("dot_product", "3"), ("neural_d2", "3")]
+
+
+def test_epochs_and_kept_checkpoints_count(start, cache, image_rows, tmp_path):
+    """In the estimate, of text and of images, whose number the data itself says."""
+    many = ("trainer.max_steps=null", "trainer.epochs=1000000", "runtime.keep_checkpoints=10000")
+    images = ("data=cifar10", f"data.path={image_rows}", "data.validation_size=20", "seed=0")
+    words = ("figure1", "data=pydocs", *many, "table3", *images, *many, "model=dot_product")
+    code, out, err = reproduce(start, cache, *words)
+    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1], err
+    rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
+    (image,) = (row for row in rows if row[0] == "| cifar10")
+    text = next(row for row in rows if row[0] == "| pydocs")  # another one is its baseline
+    batch = config("data=cifar10", "scale=smoke").trainer.batch_size
+    assert image[4] == f"{100 * 10**6 // batch:,}" and int(text[4].replace(",", "")) > 10**6
+    assert all(float(row[8].strip(" |")) > 1 for row in (text, image))  # GiB of disk
+
+
+def test_missing_data_is_said_before_anything_is_measured(start, cache):
+    code, out, err = reproduce(start, cache, "table3", "data.path=/nowhere/cifar")
+    assert code == 2 and "measuring" not in out
+    assert err == "error: data.path=/nowhere/cifar: no such folder\n"
 
 
 def test_a_wrong_word_is_one_line(start, cache, tmp_path):

@@ -35,7 +35,7 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
         rows = rows_written(folder)
         process.send_signal(signum)
         halts.go_on(process)
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 128 + signum and "the same command continues" in err
         assert checkpoint.load(newest(folder))["step"] >= rows - 1
         result = json.loads((folder / "result.json").read_text())
@@ -55,7 +55,7 @@ def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_pat
     halts.wait(process)
     os.killpg(process.pid, signum)
     halts.go_on(process)
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 128 + signum and "the same command continues" in err
     assert newest(tmp_path / "run") and "Traceback" not in err
 
@@ -73,9 +73,55 @@ def test_a_second_signal_acts_at_once(start, tmp_path):
     assert not handles(process.pid, signal.SIGINT)
     process.send_signal(signal.SIGINT)
     halts.go_on(process, 1)
-    process.communicate(timeout=300)
+    process.communicate(timeout=900)
     assert process.returncode == -signal.SIGINT
     assert not list((tmp_path / "run" / "checkpoints").glob("*step_*"))
+
+
+def test_a_signal_after_the_result_does_not_take_it_back(start, tmp_path):
+    """Between the last file's new name and its being on disk."""
+    halts = Halts(tmp_path, ("os.rename result.json", 1), ("open None run", 1))
+    process = start("scale=smoke", "hydra.run.dir=run", **halts.env)
+    halts.go_on(process)
+    halts.wait(process, 1)
+    process.send_signal(signal.SIGINT)
+    halts.go_on(process, 1)
+    process.communicate(timeout=900)
+    assert process.returncode == 128 + signal.SIGINT
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_not_repeated(start, train, tmp_path):
+    """It was about to take the folder."""
+    halts = Halts(tmp_path, ("open a .lock", 1))
+    process = start("scale=smoke", "hydra.run.dir=run", **halts.env)
+    halts.wait(process)
+    assert train("scale=smoke", "hydra.run.dir=run")[0] == 0
+    written = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    halts.go_on(process)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0 and "already finished" in out, err
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == written
+
+
+def test_train_log_tells_all_starts_of_a_run(start, train, tmp_path):
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 4))
+    words = ("data=nt", "scale=smoke", "trainer.save_every=1", "hydra.run.dir=run")
+    process = start(*words, **halts.env)
+    halts.wait(process)
+    process.kill()
+    process.communicate()
+    code, _, err = train(*words)
+    assert code == 0, err
+    assert [line.partition(": ")[0] for line in err.splitlines()[:3]] == FIRST
+    log = (tmp_path / "run" / "train.log").read_text()
+    said = [line.split(maxsplit=2)[2] for line in log.splitlines()]  # behind date and time
+    assert all(sum(line.startswith(f"{what}: ") for line in said) == 2 for what in FIRST)
+    steps = [int(line.split()[1]) for line in said if line.startswith("step ")]
+    assert {1, 2, 3, 4} <= set(steps) and sum("continuing run from" in line for line in said) == 1
+
+
+FIRST = ["device", "precision", "W&B"]  # of what a run says
 
 
 def test_changed_data_is_refused_and_nothing_is_touched(text_rows, cache, tmp_path):
@@ -91,6 +137,32 @@ def test_changed_data_is_refused_and_nothing_is_touched(text_rows, cache, tmp_pa
     with pytest.raises(BadInput, match="was trained on data with fingerprint"):
         run(cfg, tmp_path / "run")
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.json*")}
+
+
+def test_data_that_was_moved_is_the_same_data(text_rows, cache, tmp_path, capsys):
+    """Its content decides: a run goes on, or is finished; or is refused."""
+    fixed = ["data=wikitext2", "data.tokenizer=train", "scale=smoke", "logger=none"]
+    places = [tmp_path / name for name in ("here", "there", "other")]
+    for place in places:
+        shutil.copytree(text_rows, place)
+    split = places[2] / "wikitext-2-v1" / "train-00000-of-00001.parquet"
+    shutil.copy(split.with_name("test-00000-of-00001.parquet"), split)
+    here, there, other = (
+        config(*fixed, f"data.path={p}", f"runtime.cache={cache}") for p in places
+    )
+    assert here.hash == there.hash
+    run(here, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    stored = (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(BadInput, match="was trained on data with fingerprint"):
+        run(other, tmp_path / "run")
+    assert (tmp_path / "run" / "config.yaml").read_text() == stored
+    assert run(there, tmp_path / "run")["status"] == "finished"
+    capsys.readouterr()
+    run(here, tmp_path / "run")
+    assert "already finished" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="was trained on data with fingerprint"):
+        run(other, tmp_path / "run")
 
 
 @pytest.fixture
@@ -109,12 +181,31 @@ def test_finished_run_is_not_repeated(finished, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+def test_finished_run_in_a_read_only_folder_says_its_result(train, tmp_path):
+    words = ("scale=smoke", "hydra.run.dir=run")
+    assert train(*words)[0] == 0
+    read_only = Halts(tmp_path, ("tempfile.mkdtemp *", 1, "EROFS"))
+    code, out, err = train(*words, **read_only.env)
+    assert code == 0 and out.startswith("already finished"), err
+    (tmp_path / "run" / "result.json").unlink()
+    code, _, err = train(*words, **read_only.env)
+    assert code == 2 and err == "error: run folder run: run is not a writable folder\n"
+
+
 def test_result_is_made_again_if_killed_just_before_it(finished):
     cfg, folder = finished
     rows = (folder / "metrics.jsonl").read_bytes()
     (folder / "result.json").unlink()
     result = run(cfg, folder)
     assert result["steps"] == 4 and (folder / "metrics.jsonl").read_bytes() == rows
+
+
+def test_a_damaged_result_is_one_line(finished):
+    cfg, folder = finished
+    file = folder / "result.json"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(BadInput, match=r"result.json: is damaged; without it, the same command"):
+        run(cfg, folder)
 
 
 def test_another_configuration_in_the_folder_is_refused_key_by_key(finished, cache):

@@ -1,6 +1,8 @@
 """The scripts around a run."""
 
 import json
+import re
+import shutil
 
 import pytest
 
@@ -29,6 +31,37 @@ def test_generate_is_a_function_of_its_seed(lm, train):
     call = (f"run={lm}", "prompt=The statement", "tokens=12", "temperature=1.5")
     texts = [train(*call, f"seed={s}", script="scripts/generate.py")[1] for s in (0, 0, 1)]
     assert texts[0].startswith("The statement") and texts[0] == texts[1] != texts[2]
+
+
+def test_generate_writes_what_another_kind_of_tokenizer_means(train, tmp_path):
+    """Byte-level, as GPT-2's: its tokens are no words."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["The statement of the language"] * 9, 300, show_progress=False)
+    tokenizer.save(str(tmp_path / "bytes.json"))
+    words = ("scale=smoke", "data.tokenizer=./bytes.json", "hydra.run.dir=run")
+    code, _, err = train(*words)
+    assert code == 0, err
+    call = ("run=run", "prompt=The statement of", "tokens=0")
+    code, out, err = train(*call, script="scripts/generate.py")
+    assert (code, out) == (0, "The statement of\n"), err
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("evaluate", []), ("generate", ["prompt=x"]), ("show_attention", ["text=The statement"])],
+)
+def test_a_configuration_that_no_longer_fits_the_checkpoint_is_one_line(
+    lm, train, tmp_path, script, words
+):
+    shutil.copytree(lm, tmp_path / "edited")
+    file = tmp_path / "edited" / "config.yaml"
+    file.write_text(re.sub(r"\bwidth: 32", "width: 64", file.read_text(), count=1))
+    code, _, err = train("run=edited", *words, script=f"scripts/{script}.py")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and "edited: its checkpoint does not fit its config.yaml: size mis" in line
+    assert "Traceback" not in err
 
 
 def test_a_damaged_tokenizer_is_one_line(lm, train):

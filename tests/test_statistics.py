@@ -165,7 +165,7 @@ def test_drawing_test_samples_varies_an_effect_by_no_less_than_the_floor():
 # Properties
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs, st.randoms())
 def test_order_of_seeds_does_not_matter(values, random):
     arm, dot = ({s: v[i] for s, v in enumerate(values)} for i in (0, 1))
@@ -176,7 +176,7 @@ def test_order_of_seeds_does_not_matter(values, random):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(perplexities, perplexities)
 def test_unpaired_seeds_are_ignored(arm, dot):
     arm, dot = {**arm, 0: 20.0, 100: 30.0}, {**dot, 0: 21.0, 101: 1.0}
@@ -185,7 +185,7 @@ def test_unpaired_seeds_are_ignored(arm, dot):
     assert paired_effect(arm, dot, "perplexity") == paired_effect(*only, "perplexity")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pairs, st.floats(0.1, 10))
 def test_perplexity_of_another_tokenizer_is_the_same_effect(values, factor):
     """All perplexities of a comparison times one factor: no arm gained anything."""
@@ -195,7 +195,7 @@ def test_perplexity_of_another_tokenizer_is_the_same_effect(values, factor):
     assert (b.mean, b.low, b.high) == pytest.approx((a.mean, a.low, a.high), abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(-5, 5))
 def test_a_shift_of_all_effects_moves_the_interval_only(effects, shift):
     a, b = of(*effects), of(*[e + shift for e in effects])
@@ -204,7 +204,7 @@ def test_a_shift_of_all_effects_moves_the_interval_only(effects, shift):
     assert (b.low, b.high) == pytest.approx((a.low + shift, a.high + shift), abs=1e-7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8))
 def test_exchanging_the_arms_exchanges_the_sign(effects):
     a, b = of(*effects), of(*[-e for e in effects])
@@ -212,7 +212,7 @@ def test_exchanging_the_arms_exchanges_the_sign(effects):
     assert (b.mean, b.low, b.high, b.p) == pytest.approx((-a.mean, -a.high, -a.low, a.p))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=8), st.floats(0.5, 0.99))
 def test_interval_excludes_zero_exactly_when_p_is_below_its_level(effects, level):
     effect = of(*effects, level=level)
@@ -232,7 +232,7 @@ def test_holm_worked_by_hand():
     assert holm({}) == {}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order(values):
     p = dict(zip("abcdef", values, strict=False))
@@ -314,7 +314,7 @@ def test_more_seeds_than_anyone_trains_are_not_proposed():
     assert verdict(of(-10.0, 10.01, -10.0, 10.01), None).needed is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.floats(-5, 5), min_size=2, max_size=6),
     st.sampled_from([2.19, 3.0, None]),

@@ -23,8 +23,18 @@ def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
         assert code == 1 and said.pop() == "sweep: 1 of 2 finished"
         ends = [line.split(": ")[-1].split(" after")[0] for line in said]
         last = ["finished before"] if again else ["starts", "finished"]
-        assert ends == ["starts", "exit code 2", *last]
+        assert ends == ["starts", "triton needs cuda)", *last]
+        reason = "exit code 2 (model.backend=triton: device cpu: triton needs cuda)"
+        assert f"\n  {reason}  outputs/" in out
     assert len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 1
+
+
+def test_missing_data_is_said_once_before_the_first_job(train, tmp_path):
+    missing = ("data=wikitext2", "data.path=/nowhere/wikitext", "seed=0,1,2", "scale=smoke")
+    code, out, err = train("-m", *missing)
+    assert code == 2 and "job" not in out
+    assert err == "error: data.path=/nowhere/wikitext: no such folder\n"
+    assert not (tmp_path / "outputs" / "wikitext2").exists()
 
 
 def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
@@ -34,7 +44,7 @@ def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
     halts.wait(process)
     process.send_signal(signal.SIGHUP)
     halts.go_on(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 128 + signal.SIGHUP, err
     assert "SIGHUP: saved at step" in err and "sweep stopped; the same command continues" in out
     assert len({p.parent for p in tmp_path.glob("outputs/*/*/*/checkpoints/step_*.pt")}) == 1
@@ -44,7 +54,7 @@ def test_a_killed_job_does_not_stop_the_others(start, tmp_path):
     halts = Halts(tmp_path, ("open a metrics.jsonl", 2))
     process = start("-m", "data=nt", *SHORT, "seed=0,1", **halts.env)
     os.kill(halts.wait(process), signal.SIGKILL)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 1 and "sweep: 1 of 2 finished" in out
     assert f"exit code {-signal.SIGKILL} after" in out
 
@@ -77,7 +87,7 @@ def test_six_jobs_killed_twice_run_once(start, train, tmp_path):
 def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
     sweep = ("-m", "data=nt", *SHORT, "seed=0,1")
     both = [start(*sweep) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
+    said = [process.communicate(timeout=900)[0] for process in both]
     assert {process.returncode for process in both} <= {0, 3}
     trained = sum(out.count(": finished after") - out.count("already finished:") for out in said)
     assert trained == 2 and len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 2
@@ -95,7 +105,7 @@ def test_a_preempted_job_of_a_cluster_is_queued_again_and_resumes(
     process, halts, run, task, training = queued(start, tmp_path, when)
     os.kill({"task": task, "run": training}[whom], signal.SIGUSR1)
     halts.go_on(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0 and "sweep: 1 of 1 finished" in out, err
     log = "".join(file.read_text() for file in tmp_path.glob("outputs/slurm/*_log.*"))
     assert "Requeued job" in log
@@ -110,7 +120,7 @@ def test_a_cancelled_job_of_a_cluster_saves_and_is_not_queued_again(start, tmp_p
     for pid in (task, training):
         os.kill(pid, signal.SIGTERM)
     halts.go_on(process)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 1 and "sweep: 0 of 1 finished" in out, err
     assert "exit code 143" in out
     log = "".join(file.read_text() for file in tmp_path.glob("outputs/slurm/*_log.*"))
@@ -188,14 +198,14 @@ def test_the_authors_own_pair_is_refused(start):
         " ".join(("model=neural_d2", "protocol=released", *old)),
     )
     process = start(*pair, script="scripts/compare_arms.py")
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode == 1
     assert "OTHER      arch.positions: sinusoidal_released | learned" in out
 
 
 def test_a_misspelt_arm_is_one_line(start):
     words = ("model=dot_product", "model=nueral_d2")
-    _, err = (process := start(*words, script="scripts/compare_arms.py")).communicate(timeout=300)
+    _, err = (process := start(*words, script="scripts/compare_arms.py")).communicate(timeout=900)
     assert process.returncode == 2 and "did you mean neural_d2?" in err
     assert err.count("\n") == 1
 

@@ -32,7 +32,7 @@ def symbols(tasks, length, **sizes):
     return Symbols(**fixed, ladder=tasks, sequence_length=length, **sizes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TASKS, st.integers(2, 20), st.integers(0, 99), st.booleans())
 def test_sequences_follow_the_recurrence(tasks, length, seed, train):
     assume(all(tau < length for _, tau in tasks))

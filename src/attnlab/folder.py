@@ -42,12 +42,17 @@ class RunFolder:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """result.json of a finished run, else None."""
+        """result.json of a finished run, else None. Errors: `BadInput` if it is damaged."""
         file = self.path / "result.json"
         if not file.is_file():
             return None
-        result = json.loads(file.read_text())
-        return result if result["status"] == "finished" else None
+        try:
+            result = json.loads(file.read_text())
+            return result if result["status"] == "finished" else None
+        except (ValueError, KeyError, TypeError):
+            raise BadInput(
+                f"{file}: is damaged; without it, the same command makes it again"
+            ) from None
 
     @property
     def moved(self) -> bool:

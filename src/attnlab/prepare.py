@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
+from attnlab.cli import exit_on_failure
 from attnlab.config import Config
 from attnlab.errors import BadInput
 
@@ -55,4 +56,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_failure():
+        main()
