@@ -18,7 +18,10 @@ class Attention(nn.Module, ABC):
     to the block.
 
     options: the model section of the configuration; arch: the body, for head count and width.
+    fixed: whether the weights are the same whatever queries and keys are.
     """
+
+    fixed = False
 
     def __init__(self, options, arch):
         super().__init__()
