@@ -23,7 +23,9 @@ def main(
     out: Path | None = None,
     device: str = "same",
 ) -> None:
-    """Write <run>/attention/<text or image>.png, or `out`, and say so."""
+    """Write <run>/attention/<text or image>.png, or `out`, and the weights as arrays beside it
+    (.npz), and say so.
+    """
     if out is not None and out.suffix != ".png":
         raise BadInput(f"out={out}: must end in .png")
     runs = [(each.path, each.config(device)) for each in (run, other) if each is not None]
@@ -32,13 +34,14 @@ def main(
         from attnlab.report.pictures import FOLDER
     except ModuleNotFoundError as error:
         raise BadInput(f"pictures need {error.name}: pip install -e '.[report]'") from None
-    from attnlab.viewer import file_name, views
+    from attnlab.viewer import file_name, save, views
 
     found = views(runs, text, image, layers)
     name = file_name(text, image, [view.cfg for view in found[1:]])
     file = out or run.path / FOLDER / name
     draw(found, file)
-    print(f"picture: {file}")
+    save(found, file.with_suffix(".npz"))
+    print(f"picture: {file}\narrays: {file.with_suffix('.npz')}")
 
 
 if __name__ == "__main__":

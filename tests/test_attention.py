@@ -359,6 +359,38 @@ def test_nothing_but_numbers(name, dtype, case):
         assert not weights[..., 3, :].any()
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [10.0, 100.0])
+def test_scores_have_more_than_16_bits(name, dtype, size):
+    """What autocast makes of 16-bit inputs is the float32 result of the same inputs, rounded once;
+    scores of 10,000 overflow nowhere.
+    """
+    module = mechanism(name)
+    torch.manual_seed(0)
+    q, k, v = (size * torch.randn(3, 2, HEADS, 7, WIDTH)).to(dtype)
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        output = module(q, k, v, causal=True).float()
+    assert output.isfinite().all()
+    if name.startswith("dagpam"):
+        return  # its negative queries come out of a 16-bit matrix product
+    with torch.no_grad():
+        wanted = module(q.float(), k.float(), v.float(), causal=True)
+    error = (output - wanted).abs().max() / v.float().abs().max()
+    assert error < 4 * torch.finfo(dtype).eps
+
+
+def test_a_small_lambda_counts_in_16_bits():
+    """1 + 0.003 is 1 in bfloat16."""
+    q, k, v = torch.randn(3, 1, HEADS, 64, WIDTH).bfloat16()
+    one, other = (
+        mechanism("dagpam", f"model.lambda_plus={plus}", "model.lambda_minus=0.0")
+        for plus in (0.0, 0.003)
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(*(m(q, k, v, causal=True) for m in (one, other)))
+
+
 @pytest.mark.parametrize("gain", [True, False])
 def test_normalised_queries_and_keys_have_no_length(gain):
     """Scores are sqrt(D) times a cosine: neither 100 q nor a query of zeros changes what they are.

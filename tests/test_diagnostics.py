@@ -3,7 +3,8 @@
 import json
 import math
 import xml.etree.ElementTree as ET
-from statistics import fmean, stdev
+from functools import partial
+from statistics import fmean, pstdev, stdev
 
 import pytest
 import torch
@@ -14,8 +15,15 @@ from hypothesis import strategies as st
 from test_report import Page
 
 from attnlab.data.loader import build_data
-from attnlab.diagnostics import diagnostics, means, of_tokens, of_weights
+from attnlab.diagnostics import (
+    diagnostics,
+    means,
+    of_tokens,
+    of_weights,
+    saturation,
+)
 from attnlab.models.attention import build_attention
+from attnlab.models.transformer import build_model
 from attnlab.report.render import report
 from attnlab.run import build, run
 from attnlab.training import checkpoint, trainer
@@ -73,6 +81,117 @@ def test_row_sums_are_one_and_those_of_dagpam_are_what_its_lambdas_say():
     with torch.no_grad():
         found = of_weights(dual.weights(q, k, None))
     torch.testing.assert_close(found["row_sum"], torch.full((2, 2, 9), 1.5))
+
+
+def saturation_of(q, k, name="dot_product", causal=True):
+    """`saturation` of a layer that gets these queries and keys (1, H, N, D), in every sequence."""
+    cfg = config("scale=smoke", f"model={name}", "arch.layers=1")
+    model = build_model(cfg, 300, 300, q.shape[-2])
+    attention = model.blocks[0].attention
+    attention.causal = causal
+    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    found = saturation(model, torch.zeros(2, q.shape[-2], dtype=torch.long))
+    return {key.removeprefix("attention/0/"): value for key, value in found.items()}
+
+
+def test_saturation_by_hand():
+    """One head has equal scores, the other one that leaves e^-8 for each other key. The first
+    query sees one key and counts nowhere.
+    """
+    q, k = torch.zeros(2, 1, 2, 5, 16)
+    q[0, 1, :, 0] = 4.0  # scores: 8 for key 0, 0 for the others
+    k[0, 1, 0, 0] = 8.0
+    found = saturation_of(q, k)
+    assert found["saturated"] == pytest.approx(0.5)
+    entropy = []
+    for n in range(2, 6):
+        shares = [1 / (1 + (n - 1) * math.exp(-8)), *[1 / ((n - 1) + math.exp(8))] * (n - 1)]
+        entropy.append(-sum(p * math.log(p) for p in shares) / math.log(n))
+    assert found["normalized_entropy"] == pytest.approx((1 + fmean(entropy)) / 2)
+    scores = [8.0] * 5 + [0.0] * 10
+    assert found["logit_std"] == pytest.approx(pstdev(scores) / 2)
+    full = saturation_of(q, k, causal=False)
+    assert full["logit_std"] == pytest.approx(pstdev([8.0] * 5 + [0.0] * 20) / 2)
+    assert full["saturated"] == pytest.approx(0.5)
+
+
+def test_saturation_looks_at_few_queries_of_a_long_sequence():
+    """Evenly spread and with the last: what a query scores says which it is."""
+    n = 1000
+    q, k = torch.zeros(2, 1, 2, n, 16)
+    place = torch.arange(n).float()
+    q[..., 0] = place
+    k[..., 0] = 4.0
+    seen = []
+    cfg = config("scale=smoke", "model=dot_product", "arch.layers=1")
+    model = build_model(cfg, 300, 300, n)
+    attention = model.blocks[0].attention
+    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    scores = attention.mechanism.scores
+    attention.mechanism.scores = lambda q, k: seen.append(scores(q, k)) or seen[-1]
+    found = saturation(model, torch.zeros(1, n, dtype=torch.long))
+    assert seen[0].shape == (1, 2, 64, n)
+    assert seen[0][0, 0, :, 0].tolist() == [round(i * (n - 1) / 63) for i in range(64)]
+    assert found["attention/0/normalized_entropy"] == pytest.approx(1)
+    assert found["attention/0/saturated"] == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("data", ["pydocs", "digits"])
+def test_saturation_is_that_of_the_weights_of_every_row(model, data, cache):
+    """Against whole matrices of weights, of 4 sequences no longer than 64."""
+    cfg = smoke(cache, f"data={data}", f"model={model}", "data.sequence_length=32"
+                if data == "pydocs" else "arch.patch_size=8", *(
+                ["data.eval_stride=32"] if data == "pydocs" else []))  # fmt: skip
+    built = build_data(cfg)
+    net = build(cfg, built)
+    inputs, _ = Selection(cfg, built).sample(torch.device("cpu"))
+    whole = {}
+
+    def look(layer, attention, module, args):
+        weights = module.mixing(*args[:2], causal=attention.causal).double().abs()
+        share = weights / weights.sum(-1, keepdim=True)
+        visible = torch.ones_like(share[0, 0])
+        visible = visible.tril() if attention.causal else visible
+        count = visible.sum(-1)
+        rows = count > 1
+        entropy = torch.special.entr(share).sum(-1) / count.log()
+        whole[f"attention/{layer}/saturated"] = (share.amax(-1) > 0.99)[..., rows].double().mean()
+        whole[f"attention/{layer}/normalized_entropy"] = entropy[..., rows].mean()
+
+    for layer, block in enumerate(net.blocks):
+        hook = partial(look, layer, block.attention)
+        block.attention.mechanism.register_forward_pre_hook(hook)
+    with torch.no_grad():
+        net.eval()(inputs)
+    fixed = {layer for layer, b in enumerate(net.blocks) if b.attention.mechanism.fixed}
+    assert fixed == ({0} if model in ("uniform", "identity") else set())
+    wanted = {key: v.item() for key, v in whole.items() if int(key.split("/")[1]) not in fixed}
+    found = saturation(net, inputs)
+    plain = {key: v for key, v in found.items() if not key.endswith("/logit_std")}
+    assert plain == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    without = model in ("cog", "dagpam", "expressive", "uniform", "identity")
+    assert ("attention/0/logit_std" in found) == (not without)
+
+
+def test_a_saturated_start_is_said_once_with_what_mends_it(cache, tmp_path, caplog):
+    """sqrt(W) times an embedding of variance 1 in a wide body; each remedy that is named works."""
+    wide = ("model=dot_product", "arch.width=256", "arch.heads=2", "trainer.max_steps=2")
+    run(smoke(cache, *wide), tmp_path / "bare")
+    (said,) = [r.message for r in caplog.records if "saturated" in r.message]
+    first, *later = [row for row in metrics(tmp_path / "bare") if "attention/0/saturated" in row]
+    assert first["step"] == 0 and [row["step"] for row in later] == [2]
+    assert first["attention/0/saturated"] > 0.5 and first["attention/0/logit_std"] > 60
+    assert first["attention/1/saturated"] == 0 and "layer 0:" in said and "layer 1" not in said
+    caplog.clear()
+    remedies = [key for key in said.split() if key.startswith("arch.")]
+    assert len(remedies) == 4
+    for i, remedy in enumerate(remedies):
+        run(smoke(cache, *wide, remedy.rstrip(",")), tmp_path / str(i))
+        assert metrics(tmp_path / str(i))[0]["attention/0/saturated"] < 0.5
+    assert "saturated" not in caplog.text
+    result = json.loads((tmp_path / "bare" / "result.json").read_text())
+    assert not [key for key in result if "saturated" in key]  # rows have it, not best/*
 
 
 def test_equal_and_orthogonal_tokens():

@@ -15,6 +15,7 @@ from conftest import ROOT, config, metrics
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import library as torch_library
+from torch.utils.flop_counter import FlopCounterMode
 
 from attnlab import kernels
 from attnlab.activations import ACTIVATIONS
@@ -439,3 +440,24 @@ def test_other_instruction_sets():
     for child in children:
         out, _ = child.communicate()
         assert child.returncode == 0 and "1 passed" in out, out
+
+
+@pytest.mark.parametrize("hidden", [[4], [4, 3]])
+def test_fused_products_are_counted_as_those_of_the_reference(hidden):
+    """Floating-point operations of forward and backward: those of eager's products over pairs."""
+    n, m, d, h = 5, 7, 6, hidden[0]
+    a, c = torch.randn(2, 3, n, h, requires_grad=True), torch.randn(2, 3, m, h, requires_grad=True)
+    v = torch.randn(2, 3, m, d, requires_grad=True)
+    mid = [torch.randn(3, hidden[1], h), torch.randn(3, hidden[1])] if hidden[1:] else [None, None]
+    last = torch.randn(3, hidden[-1], requires_grad=True)
+    with FlopCounterMode(display=False) as fused:
+        ops.fused_attention(a, c, *mid, last, v, "relu", False, "chunked")[0].sum().backward()
+    units = (a[..., None, :] + c[..., None, :, :]).relu()  # the reference, from the same tables
+    if hidden[1:]:
+        mid[0].requires_grad_()
+    with FlopCounterMode(display=False) as eager:
+        if hidden[1:]:
+            units = (units.flatten(2, 3) @ mid[0].mT).unflatten(2, (n, m)).relu()
+        scores = (units.flatten(2, 3) @ last[..., None]).unflatten(2, (n, m)).squeeze(-1)
+        (scores.softmax(-1) @ v).sum().backward()
+    assert fused.get_total_flops() == eager.get_total_flops() > 0

@@ -12,6 +12,7 @@ from attnlab.diagnostics import dead_scorers, warn_if_dead
 from attnlab.errors import BadInput
 from attnlab.run import build, run
 from attnlab.training.evaluate import evaluate
+from attnlab.training.flops import arithmetic, flops_per_step
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.selection import Selection
 from attnlab.training.trainer import precision, total_steps
@@ -146,6 +147,36 @@ def test_dead_scorer_is_seen_and_explained(cache, caplog):
     model(inputs).sum().backward()
     dead = model.blocks[0].attention.mechanism
     assert all(not p.grad.any() for p in dead.score_network[0].parameters())
+
+
+def test_operations_of_a_step_are_those_counted_by_hand(cache, tmp_path):
+    """Published language model: qkv, output projection, FFN and head, and pairs twice; backward
+    costs twice as much. The same for every backend, and in result.json.
+    """
+    cfg = config("model=dot_product", "data=wikitext103", "scale=paper")
+    width, ffn, layers, n, vocabulary = 512, 1024, 8, 1024, 28996
+    token = layers * (4 * width**2 + 2 * width * ffn + 2 * n * width) + width * vocabulary
+    expected = 3 * 2 * 16 * n * token
+    assert flops_per_step(cfg, vocabulary, vocabulary, n) == expected
+    counts = {
+        backend: flops_per_step(config("scale=smoke", f"model.backend={backend}"), 300, 300, 64)
+        for backend in ("auto", "eager", "cpp", "triton")
+    }
+    assert len(set(counts.values())) == 1
+    small = smoke(cache, "model=neural_d2", "data=digits", "trainer.micro_batch_size=2")
+    result = run(small, tmp_path / "run")
+    shape = build_data(small).shape(small.arch)
+    assert result["flops_per_step"] == flops_per_step(small, **shape) > 0
+    assert "mfu" not in result  # whose peak is known, this processor is not
+
+
+def test_utilization_is_the_rate_by_the_peak_of_a_known_card(cache):
+    cfg = smoke(cache, "data=digits", "trainer.precision=bf16")
+    data = build_data(cfg)
+    count = flops_per_step(cfg, **data.shape(cfg.arch))
+    found = arithmetic(cfg, data, 1e3 * count / 98.9e12, "NVIDIA H100 80GB HBM3")
+    assert found == {"flops_per_step": count, "mfu": pytest.approx(0.1)}
+    assert arithmetic(cfg, data, None, "NVIDIA H100 80GB HBM3") == {"flops_per_step": count}
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -183,7 +183,9 @@ def test_a_picture_is_written_into_the_run_folder(copy, train):
     code, out, err = train(f"run={lm}", f"text={TEXT}", script="scripts/show_attention.py")
     assert code == 0, err
     file = lm / "attention" / "the_statement_is_a_list_of_names.png"
-    assert out == f"picture: {file}\n" and list(file.parent.iterdir()) == [file]
+    arrays = file.with_suffix(".npz")
+    assert out == f"picture: {file}\narrays: {arrays}\n"
+    assert sorted(file.parent.iterdir()) == [arrays, file]
     with Image.open(file) as image:
         image.load()
         assert len(image.getcolors(1 << 24)) > 10  # not blank
@@ -193,21 +195,27 @@ def test_a_picture_is_written_into_the_run_folder(copy, train):
 def test_two_runs_stand_side_by_side(runs, copy, show, tmp_path):
     dagpam, one, two = copy("dagpam", "dagpam"), tmp_path / "one.png", tmp_path / "new" / "2.png"
     both = (f"run={dagpam}", f"text={TEXT}", f"other={runs['lm']}")
-    assert show(*both[:2], f"out={one}")[:2] == (0, f"picture: {one}\n")
+    said = f"picture: {one}\narrays: {one.with_suffix('.npz')}\n"
+    assert show(*both[:2], f"out={one}")[:2] == (0, said)
     assert show(*both, f"out={two}", "layers=0")[0] == 0
     with Image.open(one) as first, Image.open(two) as second:
         assert second.width > 1.6 * first.width and second.height < 0.7 * first.height
     assert not (dagpam / "attention").exists()
     assert show(*both)[0] == 0
-    (file,) = (dagpam / "attention").iterdir()
+    (file,) = (dagpam / "attention").glob("*.png")
     assert file.name == "the_statement_is_a_list_of_names_dot_product_seed0.png"
+    ours, theirs = look(dagpam, runs["lm"], text=TEXT)
+    with np.load(file.with_suffix(".npz")) as arrays:  # no pickled objects
+        assert np.array_equal(arrays["weights"], ours.weights.numpy())
+        assert np.array_equal(arrays["other_weights"], theirs.weights.numpy())
+        assert arrays["layers"].tolist() == [0, 1] and arrays["tokens"].tolist() == ours.tokens
 
 
 def test_two_images_stand_side_by_side(runs, copy, show):
     vit = copy("vit", "vit")
     code, out, err = show(f"run={vit}", "image=12", f"other={runs['vit']}")
     assert code == 0, err
-    assert out == f"picture: {vit}/attention/image_12_dot_product_seed0.png\n"
+    assert out.splitlines()[0] == f"picture: {vit}/attention/image_12_dot_product_seed0.png"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +277,7 @@ def test_the_report_shows_pictures_in_their_section(copy, show, tmp_path):
     for words in ((f"run={lm}", "text=a </figure><img src=x> [b](c)"), (f"run={vit}", "image=0")):
         assert show(*words)[0] == 0
     attention = lm / "attention"
-    (whole,) = attention.iterdir()
+    (whole,) = attention.glob("*.png")
     (attention / "torn.png").write_bytes(whole.read_bytes()[:5000])
     (attention / "config.yaml").write_text((lm / "config.yaml").read_text())  # no run of its own
     out = tmp_path / "report"

@@ -13,13 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.data.symbols import UNSCORED
-from attnlab.masking import causal_mask
+from attnlab.masking import causal_mask, masked_softmax
+from attnlab.models.attention.base import SoftmaxAttention
 from attnlab.models.attention.neural import NeuralAttention
 
 log = logging.getLogger(__name__)
 
 SEQUENCES = 4  # of the given batch; enough rows for a share, and memory of one sequence at a time
+QUERIES = (
+    64  # of a sequence, evenly spread: with all heads 2,048 rows, and nothing N x N in memory
+)
 TOLERANCE = 1e-6
+ONE_KEY = 0.99  # of a row's weight on one key: what is left for the others hardly has a gradient
+SATURATED = 0.5  # share of such rows from which on a layer is called saturated
 
 Measured = dict[str, Tensor]  # name -> values to take the mean of
 
@@ -105,6 +111,51 @@ def _dead(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
         return {}
     unscaled = attention.mechanism.scores(q, k) / attention.mechanism.scale
     return {"dead_scorer": _constant_rows(unscaled, attention.causal)}
+
+
+@torch.no_grad()
+def saturation(model: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """How far every layer is from uniform attention and from attention to a single key; the
+    opposite of a dead scorer. Layers of fixed weights (`Attention.fixed`) are left out.
+
+    inputs: a batch as the model takes it; of its first 4 sequences up to 64 queries each, in all
+    heads. Means over all rows but those that see one key only, <layer> from 0:
+      attention/<layer>/saturated: share of rows with a weight above 0.99 (absolute, divided by the
+        sum of the row's absolute weights);
+      attention/<layer>/normalized_entropy: entropy of those weights divided by the logarithm of
+        the number of visible keys, 1 for uniform attention;
+      attention/<layer>/logit_std: standard deviation of a head's scores before the softmax, over
+        all visible pairs, mean over heads and sequences. Only where weights are a softmax of
+        scores.
+    """
+    with observed(model, _saturation) as seen:
+        for sequence in inputs[:SEQUENCES]:
+            model(sequence[None])
+    return means(seen)
+
+
+def _saturation(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
+    mechanism, n, m = attention.mechanism, q.shape[-2], k.shape[-2]
+    if mechanism.fixed:
+        return {}
+    rows = torch.linspace(0, n - 1, min(n, QUERIES), device=q.device).round().long()
+    last = rows + m - n if attention.causal else torch.full_like(rows, m - 1)
+    visible = torch.arange(m, device=q.device) <= last.unsqueeze(-1)
+    found, q = {}, q[..., rows, :]
+    if isinstance(mechanism, SoftmaxAttention):
+        scores = mechanism.scores(q, k)
+        weights = masked_softmax(scores, visible)
+        found["logit_std"] = scores[..., visible].double().std(-1, correction=0)
+    else:
+        weights = mechanism.weights(q, k, visible)
+    size = weights.abs()
+    share = size / size.sum(-1, keepdim=True)
+    counted = (last > 0) & share.isfinite().all(-1)
+    saturated = (share.amax(-1) > ONE_KEY).double()
+    entropy = torch.special.entr(share).sum(-1) / (last + 1).log()
+    found["saturated"] = saturated.masked_fill(~counted, torch.nan)  # left out
+    found["normalized_entropy"] = entropy.masked_fill(~counted, torch.nan)
+    return found
 
 
 def _constant_rows(scores: Tensor, causal: bool) -> Tensor:
@@ -201,3 +252,26 @@ def warn_if_dead(shares: dict[str, float], step: int) -> None:
                 step,
                 layer,
             )
+
+
+def warn_if_saturated(found: dict[str, float]) -> None:
+    """Say in one line which layers start saturated (of `saturation`, at step 0), and what mends
+    it.
+    """
+    said = []
+    for key, share in found.items():
+        if key.endswith("/saturated") and share > SATURATED:
+            place = key.removesuffix("saturated")
+            entropy = f"entropy {found[place + 'normalized_entropy']:.1%} of uniform"
+            spread = found.get(place + "logit_std")
+            spread = "" if spread is None else f", standard deviation of the scores {spread:.3g}"
+            said.append(f"layer {key.split('/')[1]}: {share:.0%} of rows, {entropy}{spread}")
+    if said:
+        log.warning(
+            "step 0: attention starts saturated, more than %g of most rows' weight being on one "
+            "key (%s). Its scores get hardly any gradient, which can make an arm look worse than "
+            "it is. arch.embedding_init=textbook (language), arch.embedding_norm=true, "
+            "arch.norm=pre or arch.qk_norm=rms (dot product) avoids it.",
+            ONE_KEY,
+            "; ".join(said),
+        )

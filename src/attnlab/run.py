@@ -21,6 +21,7 @@ from attnlab.tracking import Tracker
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
+from attnlab.training.flops import arithmetic
 from attnlab.training.trainer import fit, precision, total_steps
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             **parameter_counts(model),
             **tested,
             **summary,
+            **arithmetic(cfg, data, summary["step_ms_median"], env["device_name"]),
         }
         folder.write_json("result.json", finished)
         return finished

@@ -4,9 +4,11 @@ image.
 Shapes: L layers, H heads, N tokens (of an image: the class token, then its patches), S pixels.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from attnlab.config import Config
 from attnlab.data.loader import build_data
 from attnlab.device import choose_device
 from attnlab.errors import BadInput
+from attnlab.folder import write_atomic
 from attnlab.generate import language_model
 from attnlab.report.naming import slug
 from attnlab.run import build, same_data
@@ -72,6 +75,24 @@ def file_name(text: str | None, image: int | None, others: list[Config]) -> str:
     """That of the picture. The same words always get the same one."""
     name = f"image_{image}" if text is None else slug(text)[:LONGEST_NAME].strip("_") or "text"
     return "_".join((name, *(f"{cfg.model.name}_seed{cfg.seed}" for cfg in others))) + ".png"
+
+
+def save(found: list[View], file: Path) -> None:
+    """The maps as arrays in an .npz file: weights (L, H, N, N), layers (L) and, of a text, tokens
+    (N); of a second run with `other_` in front.
+    """
+    arrays = {}
+    for prefix, view in zip(("", "other_"), found, strict=False):
+        arrays[f"{prefix}weights"] = view.weights.numpy()
+        arrays[f"{prefix}layers"] = np.array(view.layers)
+        if view.tokens:
+            arrays[f"{prefix}tokens"] = np.array(view.tokens)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    try:
+        write_atomic(file, buffer.getvalue())
+    except OSError as error:
+        raise BadInput(f"out={file}: cannot be written: {error}") from None
 
 
 def _check_alike(first: Found, second: Found) -> None:

@@ -60,7 +60,9 @@ def neural_attention(
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")
     visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-    return masked_softmax(score_network(q, k, project) * scale, visible).to(v.dtype) @ v
+    with torch.autocast(q.device.type, enabled=False):  # as precise as the kernels
+        weights = masked_softmax(score_network(q, k, project) * scale, visible)
+    return weights.to(v.dtype) @ v
 
 
 def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:

@@ -8,8 +8,10 @@ the output, with the scale of the scores in it; v (B, H, M, D). Outputs: out (B,
 (B, H, N), the logarithm of the softmax's sum.
 """
 
+import torch
 from torch import Tensor
 from torch import library as torch_library
+from torch.utils.flop_counter import register_flop_formula
 
 from attnlab.kernels import chunked, cpp_backend, triton_backend
 from attnlab.kernels.validation import check_gradient, check_operands
@@ -98,3 +100,20 @@ def _refuse(ctx, *grads):
 
 fused_attention.register_autograd(_gradients, setup_context=_setup)
 _backward.register_autograd(_refuse)
+
+
+@register_flop_formula(torch.ops.attnlab.neural_attention)
+def _forward_flops(a, c, mid_weight, mid_bias, out_weight, v, *rest, **more) -> int:
+    """Two for each multiply-add of the eager reference's products over pairs, from shapes: hidden
+    layers, output and values; like torch's own formula for the dot product without regard to the
+    causal mask.
+    """
+    (batch, heads, n, h), m = a, c[2]
+    per_pair = out_weight[1] + v[3] + (0 if mid_weight is None else h * mid_weight[1])
+    return 2 * batch * heads * n * m * per_pair
+
+
+@register_flop_formula(torch.ops.attnlab.neural_attention_backward)
+def _backward_flops(grad_out, *inputs, **more) -> int:
+    """Two products for each one of the forward; what is computed again does not count."""
+    return 2 * _forward_flops(*inputs)

@@ -113,6 +113,8 @@ def cost(comparison: Comparison) -> Table:
         unit: _column(arms, f"{what}_per_s"),
         "step, ms": _column(arms, "step_ms_median", ",.1f"),
         "time / dot product": _ratios(comparison, arms, "step_ms_median"),
+        "FLOPs a step": _column(arms, "flops_per_step", ".3g"),
+        "MFU": _column(arms, "mfu", ".1%"),
         f"inference, {unit}": _column(arms, f"eval_{what}_per_s"),
         "peak MiB": _column(arms, "peak_memory_mib"),
         "memory / dot product": _ratios(comparison, arms, "peak_memory_mib"),

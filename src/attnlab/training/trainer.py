@@ -23,7 +23,13 @@ from attnlab import parallel
 from attnlab.config import Config
 from attnlab.data.loader import Data, train_loader
 from attnlab.data.symbols import UNSCORED
-from attnlab.diagnostics import dead_scorers, diagnostics, warn_if_dead
+from attnlab.diagnostics import (
+    dead_scorers,
+    diagnostics,
+    saturation,
+    warn_if_dead,
+    warn_if_saturated,
+)
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.folder import PROGRESS, RunFolder
 from attnlab.seeding import reseed
@@ -117,13 +123,16 @@ def fit(
         return row
 
     def details() -> dict[str, float]:
-        return diagnostics(model, *sample, training_loss) if options.diagnostics else {}
+        """Neither in the log's line nor in best/*: many values."""
+        row = saturation(model, sample[0])
+        return row | diagnostics(model, *sample, training_loss) if options.diagnostics else row
 
     sample = selection.sample(device)
     if progress.step == 0:
-        health = dead_scorers(model, sample[0])
+        health = dead_scorers(model, sample[0]) | details()
         warn_if_dead(health, 0)
-        if health := health | details():
+        warn_if_saturated(health)
+        if health:  # not where the weights of all layers are fixed
             record({"step": 0, **health})
 
     loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
@@ -201,7 +210,7 @@ def fit(
             if due(eval_every):
                 row |= assess()
                 log.info("step %d of %d: %s", progress.step, total, _brief(row))
-                row |= details()  # neither in that line nor in best/*: many values
+                row |= details()
             if row:
                 record({"step": progress.step, **row})
                 times = meter.row(progress.step)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import causal_mask, masked_softmax
+from attnlab.masking import at_least_float32, causal_mask, masked_softmax
 
 
 class Attention(nn.Module, ABC):
@@ -18,7 +18,10 @@ class Attention(nn.Module, ABC):
     to the block.
 
     options: the model section of the configuration; arch: the body, for head count and width.
+    fixed: whether the weights are the same whatever queries and keys are.
     """
+
+    fixed = False
 
     def __init__(self, options, arch):
         super().__init__()
@@ -33,9 +36,14 @@ class Attention(nn.Module, ABC):
         """
 
     def mixing(self, q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
-        """`weights` where, if causal, query i sees key j <= i + M - N, and else every key."""
+        """`weights` where, if causal, query i sees key j <= i + M - N, and else every key.
+
+        In float32 or better, under autocast too: scores in 16 bits overflow, and near scores of
+        size 10 their rounding is worth a tenth of a weight.
+        """
         visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-        return self.weights(q, k, visible)
+        with torch.autocast(q.device.type, enabled=False):
+            return self.weights(at_least_float32(q), at_least_float32(k), visible)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         """Mix values by attention weights; a subclass may do so by a faster way.

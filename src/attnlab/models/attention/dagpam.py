@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import masked_softmax
+from attnlab.masking import at_least_float32, masked_softmax
 from attnlab.models.attention.base import Attention, HeadLinear
 from attnlab.models.attention.dot import dot_product
 
@@ -60,5 +60,5 @@ class DualAttention(Attention):
         plus, minus = (
             dot_product(x.to(v.dtype), k, v, causal) for x in (q, self.negative_query(q.relu()))
         )
-        gain, loss = self.lambdas.value.to(v.dtype)
-        return (1 + gain) * plus - loss * minus
+        gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits
+        return ((1 + gain) * plus - loss * minus).to(v.dtype)

@@ -15,6 +15,8 @@ from attnlab.models.attention.base import Attention
 class IdentityAttention(Attention):
     """The value of the query's own token. A query that does not see itself gets nothing."""
 
+    fixed = True
+
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """See `Attention.weights`."""
         n, m = q.shape[-2], k.shape[-2]

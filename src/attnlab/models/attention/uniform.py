@@ -15,6 +15,8 @@ from attnlab.models.attention.base import SoftmaxAttention
 class UniformAttention(SoftmaxAttention):
     """The mean of the visible values: the softmax of scores that are all 0."""
 
+    fixed = True
+
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """See `SoftmaxAttention.scores`."""
         return q.new_zeros(*q.shape[:-1], k.shape[-2])

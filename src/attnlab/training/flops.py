@@ -1,0 +1,61 @@
+"""Floating-point operations of a training step, and their share of what the device can do."""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from attnlab import parallel
+from attnlab.config import Config
+from attnlab.data.loader import Data
+from attnlab.models.transformer import Transformer
+
+# FLOP/s of dense matrix products, from the vendor's data sheets: in fp32 without TF32, which is
+# off by default, and in 16 bits accumulated in fp32. By the name that torch gives the device.
+A100 = {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12}
+H100 = {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}
+PEAK = {
+    "NVIDIA A100-SXM4-40GB": A100,
+    "NVIDIA A100-SXM4-80GB": A100,
+    "NVIDIA A100-PCIE-40GB": A100,
+    "NVIDIA A100 80GB PCIe": A100,
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H100 PCIe": {"fp32": 51e12, "bf16": 756e12, "fp16": 756e12},
+    "NVIDIA H200": H100,
+    "NVIDIA GeForce RTX 4090": {"fp32": 82.6e12, "bf16": 165.2e12, "fp16": 165.2e12},
+}
+
+
+def arithmetic(
+    cfg: Config, data: Data, step_ms: float | None, device_name: str
+) -> dict[str, float]:
+    """flops_per_step, and mfu (model FLOPs utilization, arXiv 2204.02311, appendix B): its rate
+    as a share of the peak of all devices. mfu only on a device of PEAK, and where steps were timed
+    (step_ms: median time of one).
+    """
+    found: dict[str, Any] = {"flops_per_step": flops_per_step(cfg, **data.shape(cfg.arch))}
+    if step_ms and device_name in PEAK:
+        peak = PEAK[device_name][cfg.trainer.precision] * parallel.size()
+        found["mfu"] = round(found["flops_per_step"] / (step_ms / 1000) / peak, 4)
+    return found
+
+
+def flops_per_step(cfg: Config, inputs: int, outputs: int, tokens: int) -> int:
+    """Operations of the matrix products in forward and backward of a whole batch, two for each
+    multiply-add; of the reference, so the same on every device and backend.
+
+    Sizes as for `Transformer`. Counted on tensors without content. Causal attention counts as
+    full, what a kernel computes again does not count, nor does anything element by element.
+    """
+    eager = {"backend": "eager"} if hasattr(cfg.model, "backend") else {}
+    counted = cfg.model_copy(update={"model": cfg.model.model_copy(update=eager)})
+    with torch.device("meta"):
+        model = Transformer(counted, inputs, outputs, tokens).eval()
+        batch = cfg.trainer.batch_size
+        if model.vision:
+            x = torch.empty(batch, 3, cfg.data.image_size, cfg.data.image_size)
+        else:
+            x = torch.empty(batch, tokens, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+    return counter.get_total_flops()
