@@ -3,6 +3,7 @@
 Shapes: N queries, M keys.
 """
 
+import contextlib
 import math
 
 import torch
@@ -27,3 +28,12 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """x in float32, or as it is if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """A context in which operations on the device of x keep the dtypes of their inputs. Devices
+    that know no autocast, like meta, need none.
+    """
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()

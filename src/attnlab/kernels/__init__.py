@@ -16,7 +16,7 @@ from torch import Tensor
 from attnlab.errors import BadInput
 from attnlab.kernels.ops import BACKENDS, fused_attention
 from attnlab.kernels.validation import check_inputs
-from attnlab.masking import causal_mask, masked_softmax
+from attnlab.masking import causal_mask, masked_softmax, without_autocast
 
 log = logging.getLogger(__name__)
 _SAID: set[str] = set()
@@ -60,7 +60,7 @@ def neural_attention(
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")
     visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-    with torch.autocast(q.device.type, enabled=False):  # as precise as the kernels
+    with without_autocast(q):  # as precise as the kernels
         weights = masked_softmax(score_network(q, k, project) * scale, visible)
     return weights.to(v.dtype) @ v
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.kernels import neural_attention
-from attnlab.masking import at_least_float32
+from attnlab.masking import at_least_float32, without_autocast
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
 
 
@@ -41,7 +41,7 @@ class AdditiveScore(nn.Module):
     def tables(self, q: Tensor, k: Tensor, scale: float, project: None) -> tuple:
         """What fused kernels start from: see `ScoreNetwork.tables`."""
         q, k = at_least_float32(q), at_least_float32(k)
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             last = self.value.weight.to(q.dtype).squeeze(1) * scale
             return self.query(q), self.key(k), None, None, last.expand(q.shape[1], -1)
 

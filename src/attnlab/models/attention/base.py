@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import at_least_float32, causal_mask, masked_softmax
+from attnlab.masking import at_least_float32, causal_mask, masked_softmax, without_autocast
 
 
 class Attention(nn.Module, ABC):
@@ -42,7 +42,7 @@ class Attention(nn.Module, ABC):
         size 10 their rounding is worth a tenth of a weight.
         """
         visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             return self.weights(at_least_float32(q), at_least_float32(k), visible)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:

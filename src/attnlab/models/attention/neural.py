@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attnlab.activations import ACTIVATIONS
 from attnlab.kernels import neural_attention
-from attnlab.masking import at_least_float32
+from attnlab.masking import at_least_float32, without_autocast
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
 
 Projections = tuple[HeadLinear, HeadLinear] | None
@@ -72,7 +72,7 @@ class ScoreNetwork(nn.ModuleList):
         q, k (B, H, N or M, D); a projection W_q and the first layer are one matrix, W_hq W_q.
         """
         q, k, heads = at_least_float32(q), at_least_float32(k), q.shape[1]
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             (first, b_q), *rest = ((x.weight.to(q.dtype), x.bias.to(q.dtype)) for x in self)
             (w_q, w_k), b_k = first.chunk(2, dim=-1), None
             if project:
