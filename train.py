@@ -4,8 +4,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 
 from attnlab.cli import exit_on_failure, guard
-from attnlab.compose import plain, run_path
-from attnlab.validation import validate
+from attnlab.config.compose import plain, run_path
+from attnlab.config.messages import validate
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")

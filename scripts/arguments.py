@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.cli import exit_on_failure
-from attnlab.compose import load
-from attnlab.config import Config
+from attnlab.config.compose import load
+from attnlab.config.messages import nearest
+from attnlab.config.schema import Config
 from attnlab.errors import BadInput
-from attnlab.validation import nearest
 
 
 @dataclass
@@ -27,9 +27,11 @@ class Run:
         cfg = load(self.path, self.key)
         if device not in ("same", "auto", "cpu", "cuda"):
             raise BadInput(f"device={device}: must be same, auto, cpu or cuda")
-        if device != "same":
-            cfg.runtime.device = device
-        return cfg
+        if device == "same":
+            return cfg
+        return cfg.model_copy(
+            update={"runtime": cfg.runtime.model_copy(update={"device": device})}
+        )
 
 
 def main_with(main: Callable) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from attnlab.cli import exit_on_failure
-from attnlab.compose import compose_config, plain
-from attnlab.device import keep_freed_memory
+from attnlab.config.compose import compose_config, plain
+from attnlab.config.messages import validate
 from attnlab.errors import BadInput
-from attnlab.validation import validate
+from attnlab.runtime.device import keep_freed_memory
 
 BODIES = {"lm": "wikitext103", "vit": "cifar100"}
 ARMS = {
@@ -32,7 +32,7 @@ ARMS = {
 
 def main() -> None:
     """Measure what the command line asks for."""
-    from attnlab import benchmark as bench
+    from attnlab.benchmarks import attention as bench
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

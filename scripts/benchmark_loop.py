@@ -24,14 +24,14 @@ TINY = [
 
 def main(steps: int = 2000, turns: int = 11) -> None:
     """Print milliseconds a step of both, and the difference in microseconds."""
-    from attnlab.compose import compose_config, plain
-    from attnlab.device import choose_device
-    from attnlab.validation import validate
+    from attnlab.config.compose import compose_config, plain
+    from attnlab.config.messages import validate
+    from attnlab.runtime.device import choose_device
 
     logging.getLogger("attnlab").setLevel(logging.WARNING)
     ends = (f"trainer.{key}={steps}" for key in ("max_steps", "eval_every", "save_every"))
     cfg = validate(plain(compose_config([*TINY, *ends])))
-    choose_device(cfg)
+    choose_device(cfg.runtime)
     times = [(bare(cfg), ours(cfg)) for _ in range(turns)]
     alone, whole = zip(*times, strict=True)
     costs = [1e6 * (b - a) for a, b in times]
@@ -47,12 +47,12 @@ def bare(cfg) -> float:
     from attnlab.data.loader import build_data, train_loader
     from attnlab.run import build
     from attnlab.training.optim import build_optimizer
-    from attnlab.training.trainer import training_loss
+    from attnlab.training.update import training_loss
 
-    data, options = build_data(cfg), cfg.trainer
+    data, options = build_data(cfg.data, cfg.seed, cfg.runtime.cache), cfg.trainer
     model = build(cfg, data).train()
     optimizer = build_optimizer(model, options)
-    batches = iter(train_loader(data, cfg, 0, options.max_steps, pin=False))
+    batches = iter(train_loader(data, options, cfg.seed, range(options.max_steps)))
     began = time.perf_counter()
     for inputs, targets, *_ in batches:
         training_loss(model(inputs), targets).backward()
@@ -64,8 +64,8 @@ def bare(cfg) -> float:
 
 def ours(cfg) -> float:
     """Seconds a step of a whole run, without its start, its one evaluation and its one save."""
-    from attnlab.folder import Ledger
     from attnlab.run import run
+    from attnlab.runs.files import Ledger
 
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.redirect_stdout(io.StringIO()):

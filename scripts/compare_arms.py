@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from attnlab.cli import check, exit_on_failure
-from attnlab.compose import load
-from attnlab.config import Config
+from attnlab.config.compose import load
+from attnlab.config.schema import Config
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
         sys.exit(0 if len(sys.argv) < 3 else 2)
     with exit_on_failure():
         a, b = map(configuration, sys.argv[1:])
-        from attnlab.arms import attention_differences, differences
+        from attnlab.sweeps.pairing import attention_differences, differences
 
         for where, what in attention_differences(a, b):
             print(f"attention  {where}: {what}")
@@ -38,7 +38,7 @@ def configuration(arm: str) -> Config:
     """The configuration of a run folder, or of overrides."""
     if "=" not in arm:
         return load(Path(arm))
-    from attnlab.sweep import compose_jobs
+    from attnlab.sweeps.jobs import compose_jobs
 
     check(arm.split())
     (job,) = compose_jobs([arm.split()])

@@ -10,11 +10,11 @@ def main(run: Run, device: str = "same") -> None:
     """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
     from attnlab import run as program
     from attnlab.data.loader import build_data
-    from attnlab.device import choose_device
+    from attnlab.runtime.device import choose_device
 
     cfg = run.config(device)
-    model_device = choose_device(cfg)
-    data = build_data(cfg)
+    model_device = choose_device(cfg.runtime)
+    data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     model = program.build(cfg, data).to(model_device)
     metrics = program.test(cfg, data, model, run.path)
     file = run.path / "result.json"

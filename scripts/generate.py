@@ -13,11 +13,15 @@ def main(
     device: str = "same",
 ) -> None:
     """Print the prompt continued by `tokens` tokens; temperature=0 always takes the likeliest."""
-    from attnlab.device import choose_device
-    from attnlab.generate import generate
+    from attnlab.inspection.generate import generate
+    from attnlab.runtime.device import choose_device
 
     cfg = run.config(device)
-    print(generate(cfg, run.path, prompt, tokens, temperature, top_k, seed, choose_device(cfg)))
+    print(
+        generate(
+            cfg, run.path, prompt, tokens, temperature, top_k, seed, choose_device(cfg.runtime)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -31,13 +31,14 @@ def main() -> None:
         typed = overrides(words)
         for job in typed:
             cli.check(job)
-        from attnlab.arms import say_equal
-        from attnlab.estimate import estimate
         from attnlab.report.render import report
-        from attnlab.sweep import compose_jobs, run_jobs, with_baselines
+        from attnlab.sweeps.estimate import estimate
+        from attnlab.sweeps.jobs import compose_jobs, with_baselines
+        from attnlab.sweeps.local import run_jobs
+        from attnlab.sweeps.pairing import check_arms
 
         jobs = with_baselines(compose_jobs(typed))
-        say_equal(jobs)
+        check_arms(jobs)
         need = estimate(jobs, say=partial(print, flush=True))  # minutes a kind at full size
         print(need.table)
         if not need.possible:

@@ -34,7 +34,7 @@ def main(
         from attnlab.report.pictures import FOLDER
     except ModuleNotFoundError as error:
         raise BadInput(f"pictures need {error.name}: pip install -e '.[report]'") from None
-    from attnlab.viewer import file_name, save, views
+    from attnlab.inspection.attention_maps import file_name, save, views
 
     found = views(runs, text, image, layers)
     name = file_name(text, image, [view.cfg for view in found[1:]])

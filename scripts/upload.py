@@ -14,15 +14,17 @@ from arguments import Run, main_with
 def main(run: Run, project: str | None = None, mode: str = "online") -> None:
     """Print how many rows were new, and where the run is."""
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
-    from attnlab import tracking
     from attnlab.errors import BadInput
-    from attnlab.folder import Ledger, RunFolder
+    from attnlab.runs import tracking
+    from attnlab.runs.files import Ledger
+    from attnlab.runs.folder import RunFolder
 
     cfg = run.config("same")
     if mode not in ("online", "offline"):
         raise BadInput(f"mode={mode}: must be online or offline")
     with RunFolder(run.path, cfg):  # a run in progress is its own mirror
-        cfg.logger.project = project or cfg.logger.project
+        logger = cfg.logger.model_copy(update={"project": project or cfg.logger.project})
+        cfg = cfg.model_copy(update={"logger": logger})
         if mode == "online" and (why := tracking.obstacle()):
             raise BadInput(f"mode=online: {why}; mode=offline writes a run for `wandb sync`")
         ledgers = (Ledger(run.path / name) for name in ("metrics.jsonl", "timing.jsonl"))

@@ -22,11 +22,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from attnlab import compose
-from attnlab.config import Config
+from attnlab.config import compose
+from attnlab.config.messages import validate
+from attnlab.config.schema import Config
+from attnlab.data.loader import Data, build_data
 from attnlab.kernels.cpp_backend import cache_folder
+from attnlab.models.transformer import Transformer, build_model
 from attnlab.training import checkpoint
-from attnlab.validation import validate
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(p.stem for p in (compose.CONFIGS / "model").glob("*.yaml"))
@@ -46,6 +48,17 @@ def config(*overrides: str) -> Config:
     return validate(compose.plain(compose.compose_config(list(overrides))))
 
 
+def prepared(cfg: Config) -> Data:
+    """Its data set."""
+    return build_data(cfg.data, cfg.seed, cfg.runtime.cache)
+
+
+def model_of(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer:
+    """Its model, of these sizes (see `Transformer`)."""
+    sizes = {"inputs": inputs, "outputs": outputs, "tokens": tokens}
+    return build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def threads():
     torch.set_num_threads(2)
@@ -57,7 +70,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def heed_signals() -> None:
+def default_signals() -> None:
     """A test session in the background or under nohup ignores these; its children would too. They
     get a process group of their own, which tests can signal.
     """
@@ -94,7 +107,7 @@ def start(tmp_path, cache):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=heed_signals,
+            preexec_fn=default_signals,
         )
 
     return popen

@@ -3,7 +3,6 @@
 import math
 from copy import deepcopy
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlab.activations import ACTIVATIONS
+from attnlab.functional import ACTIVATIONS
 from attnlab.models.attention import build_attention
 from attnlab.models.attention.base import Attention
 from attnlab.models.attention.cog import CogAttention
@@ -64,8 +63,7 @@ SCORERS = st.fixed_dictionaries(
 @given(SCORERS, st.integers(1, 9), st.integers(1, 3), st.booleans(), st.integers(0, 2**31))
 def test_equals_algorithm_1_in_values_and_gradients(options, n, heads, causal, seed):
     torch.manual_seed(seed)
-    arch = SimpleNamespace(heads=heads, head_width=6)
-    module = NeuralAttention(SimpleNamespace(**options), arch).double()
+    module = NeuralAttention(heads, 6, **options).double()
     inputs = torch.randn(3, 2, heads, n, 6, dtype=torch.float64, requires_grad=True)
     wanted = torch.randn(2, heads, n, 6, dtype=torch.float64)
     leaves = [inputs, *module.parameters()]

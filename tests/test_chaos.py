@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import Halts, config, metrics, same_run
 
-from attnlab.folder import Ledger, RunFolder
+from attnlab.runs.files import Ledger
+from attnlab.runs.folder import RunFolder
 from attnlab.training import checkpoint
 
 LONG = "ATTNLAB_KILLS" in os.environ
@@ -107,7 +108,9 @@ def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsy
     """
     monkeypatch.setenv("TMPDIR", "/dev/shm")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "attnlab.run", "attnlab.compose"])  # once for all
+    context.set_forkserver_preload(
+        ["pytest", "attnlab.run", "attnlab.config.compose"]
+    )  # once for all
     cfg, draw, reached, saves = config("scale=smoke"), random.Random(0), 0, 0
     for _ in range(SAVES):
         process = context.Process(target=save_only, args=(cfg, tmp_path))

@@ -7,9 +7,10 @@ from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlab import cli, compose
+from attnlab import cli
+from attnlab.config import compose
+from attnlab.config.messages import known_keys, unknown_key
 from attnlab.errors import BadInput
-from attnlab.validation import known_keys, unknown_key
 
 DATA = sorted(p.stem for p in (compose.CONFIGS / "data").glob("*.yaml"))
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZES, config, write_rows
+from conftest import ROOT, SIZES, config, prepared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnlab.data.images import build_images
-from attnlab.data.loader import Order, build_data, eval_loader, train_loader
+from attnlab.data.loader import Order, eval_loader, train_loader
 from attnlab.data.text import Blocks, TextData, build_text
 from attnlab.errors import BadInput
 
@@ -63,23 +63,25 @@ def test_seeds_and_epochs_mix_differently():
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(cache):
-    images = build_data(config("data=digits", f"runtime.cache={cache}")).train()
+    images = prepared(config("data=digits", f"runtime.cache={cache}")).train()
     alone = images.__getitems__([(3, 7)])[0]
     torch.manual_seed(99)
     among = images.__getitems__([(0, 7), (3, 7), (3, 8)])[0]
     assert torch.equal(alone[0], among[1])
     assert not torch.equal(among[0], among[1])
-    other = build_data(config("data=digits", "seed=1", f"runtime.cache={cache}")).train()
+    other = prepared(config("data=digits", "seed=1", f"runtime.cache={cache}")).train()
     assert not torch.equal(other.__getitems__([(3, 7)])[0], alone)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_starts_anywhere(cache, workers):
-    cfg = config("data=digits", "scale=smoke", f"runtime.cache={cache}", "trainer.batch_size=6")
-    cfg.trainer.micro_batch_size, cfg.runtime.workers = 3, workers
-    data = build_data(cfg)
-    whole = list(train_loader(data, cfg, 0, 5, pin=False))
-    part = list(train_loader(data, cfg, 3, 5, pin=False))
+    sizes = ("trainer.batch_size=6", "trainer.micro_batch_size=3")
+    cfg = config("data=digits", "scale=smoke", f"runtime.cache={cache}", *sizes)
+    data = prepared(cfg)
+    whole, part = (
+        list(train_loader(data, cfg.trainer, cfg.seed, steps, workers))
+        for steps in (range(5), range(3, 5))
+    )
     assert len(whole) == 10 and len(part) == 4
     for ours, theirs in zip(part, whole[6:], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -99,9 +101,12 @@ def test_images_are_read_as_they_are(image_rows, cache):
     from PIL import Image
 
     cfg = config(
-        "data=cifar10", f"data.path={image_rows}", "data.image_size=32", "arch.patch_size=4"
+        "data=cifar10",
+        f"data.path={image_rows}",
+        "data.image_size=32",
+        "arch.patch_size=4",
+        "data.validation_size=20",
     )
-    cfg.data.validation_size = 20
     data = build_images(cfg.data, 0, cache)
     table = pq.read_table(image_rows / "plain_text" / "test-00000-of-00001.parquet")
     import io
@@ -269,7 +274,7 @@ def test_wrong_image_columns_are_named(image_rows, cache):
     with pytest.raises(
         BadInput, match=r"^data.path=\S+: split train has no column fine_label; it has img, label$"
     ):
-        build_data(cfg)
+        prepared(cfg)
 
 
 @pytest.mark.parametrize("tokenizer", ["bert-base-cased", "train"])
@@ -283,7 +288,7 @@ def test_unreachable_hub_names_the_way_out(tokenizer, train, tmp_path):
 def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"runtime.cache=.*file/x: cannot be written"):
-        build_data(config(f"runtime.cache={tmp_path}/file/x"))
+        prepared(config(f"runtime.cache={tmp_path}/file/x"))
 
 
 def test_blocks_are_windows_of_the_array():

@@ -3,7 +3,7 @@
 import torch
 from conftest import config
 
-from attnlab.device import choose_device
+from attnlab.runtime.device import choose_device
 
 
 def test_deterministic_cuda_does_not_fill_what_is_written_anyway(monkeypatch):
@@ -12,7 +12,7 @@ def test_deterministic_cuda_does_not_fill_what_is_written_anyway(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     try:
-        assert choose_device(config("runtime.device=cuda")).type == "cuda"
+        assert choose_device(config("runtime.device=cuda").runtime).type == "cuda"
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.utils.deterministic.fill_uninitialized_memory
     finally:

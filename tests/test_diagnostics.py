@@ -9,25 +9,24 @@ from statistics import fmean, pstdev, stdev
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, config, metrics, same_state
+from conftest import MODELS, config, metrics, model_of, prepared, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import Page
 
-from attnlab.data.loader import build_data
-from attnlab.diagnostics import (
+from attnlab.models.attention import build_attention
+from attnlab.report.render import report
+from attnlab.run import build, run
+from attnlab.training import checkpoint, trainer
+from attnlab.training.diagnostics import (
     diagnostics,
     means,
     of_tokens,
     of_weights,
     saturation,
 )
-from attnlab.models.attention import build_attention
-from attnlab.models.transformer import build_model
-from attnlab.report.render import report
-from attnlab.run import build, run
-from attnlab.training import checkpoint, trainer
-from attnlab.training.trainer import Selection, training_loss
+from attnlab.training.trainer import Selection
+from attnlab.training.update import training_loss
 
 PLACES = ("input", "0", "1")
 KEYS = {
@@ -86,7 +85,7 @@ def test_row_sums_are_one_and_those_of_dagpam_are_what_its_lambdas_say():
 def saturation_of(q, k, name="dot_product", causal=True):
     """`saturation` of a layer that gets these queries and keys (1, H, N, D), in every sequence."""
     cfg = config("scale=smoke", f"model={name}", "arch.layers=1")
-    model = build_model(cfg, 300, 300, q.shape[-2])
+    model = model_of(cfg, 300, 300, q.shape[-2])
     attention = model.blocks[0].attention
     attention.causal = causal
     attention.split = lambda x: (q, k, torch.zeros_like(q))
@@ -124,7 +123,7 @@ def test_saturation_looks_at_few_queries_of_a_long_sequence():
     k[..., 0] = 4.0
     seen = []
     cfg = config("scale=smoke", "model=dot_product", "arch.layers=1")
-    model = build_model(cfg, 300, 300, n)
+    model = model_of(cfg, 300, 300, n)
     attention = model.blocks[0].attention
     attention.split = lambda x: (q, k, torch.zeros_like(q))
     scores = attention.mechanism.scores
@@ -143,9 +142,9 @@ def test_saturation_is_that_of_the_weights_of_every_row(model, data, cache):
     cfg = smoke(cache, f"data={data}", f"model={model}", "data.sequence_length=32"
                 if data == "pydocs" else "arch.patch_size=8", *(
                 ["data.eval_stride=32"] if data == "pydocs" else []))  # fmt: skip
-    built = build_data(cfg)
+    built = prepared(cfg)
     net = build(cfg, built)
-    inputs, _ = Selection(cfg, built).sample(torch.device("cpu"))
+    inputs, _ = Selection(built, cfg.trainer.select_on).sample(torch.device("cpu"))
     whole = {}
 
     def look(layer, attention, module, args):
@@ -235,9 +234,9 @@ def test_tokens_of_norm_zero_and_single_tokens_are_left_out():
 )
 def test_gradients_are_those_of_the_training_loss_and_nothing_is_disturbed(data, cache):
     cfg = smoke(cache, *data, "model=dagpam", "arch.dropout=0.1")
-    built = build_data(cfg)
+    built = prepared(cfg)
     model = build(cfg, built)
-    inputs, targets = Selection(cfg, built).sample(torch.device("cpu"))
+    inputs, targets = Selection(built, cfg.trainer.select_on).sample(torch.device("cpu"))
     assert len(inputs) == 4
     training_loss(model.eval()(inputs), targets).backward()
     width = cfg.arch.width
@@ -267,8 +266,8 @@ def test_gradients_are_those_of_the_training_loss_and_nothing_is_disturbed(data,
 
 def test_a_single_token_and_weights_of_another_kind_stay_finite(cache):
     cfg = smoke(cache, "data.sequence_length=1", "data.eval_stride=1", "model=cog")
-    built = build_data(cfg)
-    sample = Selection(cfg, built).sample(torch.device("cpu"))
+    built = prepared(cfg)
+    sample = Selection(built, cfg.trainer.select_on).sample(torch.device("cpu"))
     found = diagnostics(build(cfg, built), *sample, training_loss)
     assert found.keys() == {key for key in KEYS if not key.endswith("cosine")}
     assert all(map(math.isfinite, found.values())) and found["attention/1/entropy"] == 0
@@ -276,11 +275,9 @@ def test_a_single_token_and_weights_of_another_kind_stay_finite(cache):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
-    cfg = smoke(cache, "data=nt", f"model={model}", "arch.dropout=0.1")
-    assert not cfg.trainer.diagnostics
-    run(cfg, tmp_path / "off")
-    cfg.trainer.diagnostics = True
-    run(cfg, tmp_path / "on")
+    for switch in ("off", "on"):
+        on = f"trainer.diagnostics={switch == 'on'}"
+        run(smoke(cache, "data=nt", f"model={model}", "arch.dropout=0.1", on), tmp_path / switch)
     off, on = metrics(tmp_path / "off"), metrics(tmp_path / "on")
     assert not any(KEYS & row.keys() for row in off)
     evaluated = [row for row in on if "val/loss" in row or row["step"] == 0]

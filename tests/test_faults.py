@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, Halts, children, config, metrics, newest
 from torch.nn.modules.module import register_module_forward_hook
 
-from attnlab.config import ADDED
+from attnlab.config.schema import ADDED
 from attnlab.errors import NonFinite
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
@@ -63,10 +63,10 @@ def test_stops_before_an_update_with_a_gradient_that_is_not_finite(cache, tmp_pa
     assert checkpoint.load(newest(tmp_path))["step"] == 2
 
 
-def test_says_whose_loss_is_far_above_the_usual(cache, tmp_path, broken_step, caplog):
+def test_says_whose_loss_is_far_above_its_running_mean(cache, tmp_path, broken_step, caplog):
     broken_step(3, lambda logits: logits * 1e4)
     assert run(smoke(cache), tmp_path)["status"] == "finished"
-    said = [r.message for r in caplog.records if "times the usual" in r.message]
+    said = [r.message for r in caplog.records if "times its running mean" in r.message]
     assert len(said) == 1 and "step 3: loss" in said[0] and "samples of the batch: [" in said[0]
 
 

@@ -23,12 +23,13 @@ from conftest import ROOT, config
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from attnlab import cli, compose
-from attnlab.config import Config
+from attnlab import cli
+from attnlab.config import compose
+from attnlab.config.messages import validate
+from attnlab.config.schema import Config
 from attnlab.errors import NonFinite, OutOfResources
-from attnlab.folder import flatten
 from attnlab.run import run
-from attnlab.validation import validate
+from attnlab.runs.files import flatten
 
 EXAMPLES = int(os.environ.get("ATTNLAB_FUZZ", 25))
 SCHEMA = Config.model_json_schema()

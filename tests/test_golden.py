@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import MODELS, config, metrics
 
-from attnlab.config import CODE_VERSION
+from attnlab.config.schema import CODE_VERSION
 from attnlab.run import run
 
 FILE = Path(__file__).with_name("golden.json")

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import library as torch_library
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnlab import kernels
-from attnlab.activations import ACTIVATIONS
 from attnlab.errors import BadInput
-from attnlab.kernels import cpp_backend, neural_attention, ops
+from attnlab.functional import ACTIVATIONS
+from attnlab.kernels import api, cpp_backend, ops
+from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear
 from attnlab.models.attention.neural import ScoreNetwork
 from attnlab.run import run
@@ -366,7 +366,7 @@ def test_the_operator_refuses_tensors_that_do_not_fit(backend, hidden, case):
 
 
 def test_auto_takes_what_there_is_and_says_so_once(caplog):
-    kernels._SAID.clear()
+    api._SAID.clear()
     q = torch.randn(1, 1, 5, 2)
     with caplog.at_level(logging.WARNING):
         for hidden in ([300], [300], [2, 2, 2]):

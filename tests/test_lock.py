@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from attnlab.errors import FolderInUse
-from attnlab.lock import STALE, Lock
+from attnlab.runs.lock import STALE, Lock
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from conftest import MODELS, config
+from conftest import MODELS, config, model_of
 
 from attnlab.models.positions import Positions, Rotary, sinusoid, sinusoid_released
-from attnlab.models.transformer import build_model, parameter_counts
+from attnlab.models.transformer import parameter_counts
 
 NEURAL = [name for name in MODELS if name.startswith("neural")]
 
@@ -29,7 +29,7 @@ def test_parameter_counts_of_the_released_language_models():
 def _bare(cfg, *sizes):
     from attnlab.models.transformer import Transformer
 
-    return Transformer(cfg, *sizes)
+    return Transformer(cfg.arch, cfg.model, *sizes)
 
 
 def test_paper_sizes():
@@ -58,8 +58,8 @@ def test_arms_start_equal_but_for_attention(data, model, layers):
     common = [f"data={data}", "scale=smoke", "seed=5"]
     key = config(f"model={model}").model.layers_key
     chosen = [] if model == "dot_product_wide" else [f"model.{key}={layers}"]
-    baseline = build_model(config("model=dot_product", *common), *sizes).state_dict()
-    arm = build_model(config(f"model={model}", *chosen, *common), *sizes).state_dict()
+    baseline = model_of(config("model=dot_product", *common), *sizes).state_dict()
+    arm = model_of(config(f"model={model}", *chosen, *common), *sizes).state_dict()
     assert baseline.keys() <= arm.keys()
     assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
     extra = arm.keys() - baseline.keys()
@@ -93,7 +93,7 @@ def test_a_model_cast_to_bfloat16_runs(data, model, options):
         sizes, inputs = (300, 300, 64), torch.randint(0, 300, (2, 20))
     else:
         sizes, inputs = (48, 10, 17), torch.randn(2, 3, 16, 16).bfloat16()
-    cast, exact = build_model(cfg, *sizes).bfloat16(), build_model(cfg, *sizes)
+    cast, exact = model_of(cfg, *sizes).bfloat16(), model_of(cfg, *sizes)
     exact.load_state_dict(cast.state_dict())
     logits = cast(inputs)
     wanted = exact(inputs.float() if inputs.is_floating_point() else inputs)
@@ -108,9 +108,7 @@ def test_a_model_cast_to_bfloat16_runs(data, model, options):
 
 
 def test_another_seed_is_another_start():
-    one, two = (
-        build_model(config("scale=smoke", f"seed={seed}"), 300, 300, 64) for seed in (0, 1)
-    )
+    one, two = (model_of(config("scale=smoke", f"seed={seed}"), 300, 300, 64) for seed in (0, 1))
     assert not torch.equal(one.head.weight, two.head.weight)
     assert not torch.equal(one.blocks[0].ffn[0].weight, one.blocks[1].ffn[0].weight)
 
@@ -136,7 +134,7 @@ def test_wide_ffn_has_more_parameters_than_the_score_network(scale, score_networ
 def test_extra_units_are_more_columns_of_the_ffn(norm):
     """The first block is the one whose FFN has both matrices joined; the others have none."""
     cfg = config("model=dot_product_wide", "scale=smoke", "model.ffn_extra=5", f"arch.norm={norm}")
-    model = build_model(cfg, 300, 300, 64).eval()
+    model = model_of(cfg, 300, 300, 64).eval()
     block, other = model.blocks
     assert other.ffn_extra is None
     joined = torch.nn.Sequential(torch.nn.Linear(32, 69), torch.nn.ReLU(), torch.nn.Linear(69, 32))
@@ -157,7 +155,7 @@ def test_the_dropout_of_all_other_units_is_that_of_the_baseline():
     losses = []
     for model in ("dot_product", "dot_product_wide"):
         cfg = config(f"model={model}", "scale=smoke", "arch.dropout=0.3")
-        built = build_model(cfg, 300, 300, 64).train()
+        built = model_of(cfg, 300, 300, 64).train()
         if built.blocks[0].ffn_extra is not None:
             torch.nn.init.zeros_(built.blocks[0].ffn_extra[2].weight)
         torch.manual_seed(0)
@@ -168,7 +166,7 @@ def test_the_dropout_of_all_other_units_is_that_of_the_baseline():
 @pytest.mark.parametrize("model", ["dot_product", "neural_d2"])
 def test_textbook_embedding_is_the_normal_one_divided_by_the_root_of_the_width(model):
     normal, textbook = (
-        build_model(config(f"model={model}", "scale=smoke", f"arch.embedding_init={init}"),
+        model_of(config(f"model={model}", "scale=smoke", f"arch.embedding_init={init}"),
                     300, 300, 64).state_dict()
         for init in ("normal", "textbook")
     )  # fmt: skip
@@ -187,7 +185,7 @@ def test_embedding_norm_is_what_enters_the_first_block(data):
         cfg = config(
             f"data={data}", "scale=smoke", f"arch.embedding_norm={norm}", "arch.dropout=0.3"
         )
-        model = build_model(cfg, *sizes).train()
+        model = model_of(cfg, *sizes).train()
         states.append(model.state_dict())
         model.blocks[0].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
         model(inputs)
@@ -244,7 +242,7 @@ def test_how_positions_are_added(residual):
 
 def test_patches_keep_pixels_in_reading_order():
     cfg = config("data=digits", "scale=smoke")
-    model = build_model(cfg, 48, 10, 17)
+    model = model_of(cfg, 48, 10, 17)
     image = torch.arange(16 * 16).float().reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     patches = model.patches(image)
     assert patches.shape == (1, 16, 48)
@@ -255,7 +253,7 @@ def test_patches_keep_pixels_in_reading_order():
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_language_model_sees_no_later_token(norm):
     cfg = config("scale=smoke", "model.neural_layers=all", f"arch.norm={norm}")
-    model = build_model(cfg, 300, 300, 64).eval()
+    model = model_of(cfg, 300, 300, 64).eval()
     ids = torch.randint(0, 300, (2, 20))
     later = ids.clone()
     later[:, 11:] = 7
@@ -297,7 +295,7 @@ def test_rotary_makes_order_matter_in_every_layer(data):
         cfg = config(
             f"data={data}", "scale=smoke", "model=dot_product", f"arch.positions={positions}"
         )
-        model = build_model(cfg, 48, 48, 17).eval()
+        model = model_of(cfg, 48, 48, 17).eval()
         block = model.blocks[1]
         block.attention.causal = False
         outputs = [block(x)[0, 0] for x in (tokens, swapped)]

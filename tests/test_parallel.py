@@ -37,13 +37,13 @@ def test_two_processes_train_as_one(train, tmp_path):
 
 BUFFERS = """
 import torch
-from attnlab import parallel
+from attnlab.runtime import distributed
 
-with parallel.joined(torch.device("cpu")):
+with distributed.process_group(torch.device("cpu")):
     module = torch.nn.Linear(1, 1)
-    module.register_buffer("constant", torch.tensor(parallel.rank()))
-    parallel.share(module)(torch.ones(1, 1))
-    torch.save(module.constant, f"{parallel.rank()}.pt")
+    module.register_buffer("constant", torch.tensor(distributed.rank()))
+    distributed.wrap_ddp(module)(torch.ones(1, 1))
+    torch.save(module.constant, f"{distributed.rank()}.pt")
 """
 
 

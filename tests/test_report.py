@@ -587,14 +587,14 @@ def test_a_missing_checkpoint_costs_one_figure(make, tmp_path):
 def test_figure_1_shows_the_trained_score_network(trained, reported):
     import torch
 
-    from attnlab.compose import load
-    from attnlab.models.attention.neural import NeuralAttention
+    from attnlab.config.compose import load
+    from attnlab.models.attention import build_attention
     from attnlab.training.checkpoint import load_best
 
     plots = [p["data"][0] for p in Page(reported / "index.html").plots]
     dot, neural = (p for p in plots if p["type"] == "surface")
     cfg = load(trained / "neural_d2")
-    layer = NeuralAttention(cfg.model, cfg.arch)
+    layer = build_attention(cfg.model, cfg.arch)
     best = load_best(trained / "neural_d2" / "checkpoints")["model"]
     prefix = "blocks.0.attention.mechanism."
     layer.load_state_dict({k.removeprefix(prefix): best[k] for k in best if prefix in k})

@@ -13,8 +13,9 @@ import torch
 from conftest import Halts, config, handles, metrics, newest, rows_written, same_run
 
 from attnlab.errors import BadInput, FolderInUse
-from attnlab.folder import Ledger, RunFolder
 from attnlab.run import run
+from attnlab.runs.files import Ledger
+from attnlab.runs.folder import RunFolder
 from attnlab.training import checkpoint
 
 RUN = [
@@ -61,7 +62,7 @@ def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_pat
 
 
 def test_a_second_signal_acts_at_once(start, tmp_path):
-    """The first one is heeded: the run is about to save. The second one ends it before that."""
+    """The first one is obeyed: the run is about to save. The second one ends it before that."""
     halts = Halts(tmp_path, ("open a metrics.jsonl", 3), ("open w .step_*", 1))
     words = ("scale=smoke", "trainer.save_every=10000", "hydra.run.dir=run")
     process = start(*words, **halts.env)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MODELS, Halts, children, config, parent, same_run, state, until
+from conftest import MODELS, Halts, children, config, model_of, parent, same_run, state, until
 
-from attnlab.arms import differences, model_differences
-from attnlab.models.transformer import build_model
+from attnlab.sweeps.pairing import differences, model_differences
 
 SMOKE = ("scale=smoke", "model.backend=eager")
 SHORT = ("scale=smoke", "model=dot_product", "trainer.max_steps=100", "runtime.threads=1")
@@ -184,7 +183,7 @@ def test_shipped_arms_differ_in_attention_only(data):
 
 
 def test_another_initial_value_is_found():
-    a, b = (build_model(config("scale=smoke"), 64, 64, 64) for _ in range(2))
+    a, b = (model_of(config("scale=smoke"), 64, 64, 64) for _ in range(2))
     with torch.no_grad():
         b.blocks[1].ffn[0].weight[3, 4] += 1e-7
         b.blocks[0].attention.mechanism.score_network[0].weight.zero_()  # attention's own affair

@@ -11,7 +11,7 @@ from conftest import config
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from attnlab.config import Symbols
+from attnlab.config.schema import Symbols
 from attnlab.data.symbols import UNSCORED, SymbolData
 from attnlab.errors import BadInput
 from attnlab.report.collect import collect

@@ -20,8 +20,8 @@ import pytest
 from conftest import Halts, config, rows_written, until
 
 from attnlab.errors import FolderInUse
-from attnlab.folder import RunFolder
 from attnlab.run import run
+from attnlab.runs.folder import RunFolder
 
 SMALL = ["data=nt", "scale=smoke", "model=dot_product", "data.eval_size=8", "runtime.threads=1"]
 LONG = [

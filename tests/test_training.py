@@ -5,21 +5,26 @@ import shutil
 
 import pytest
 import torch
-from conftest import config, metrics, newest
+from conftest import config, metrics, newest, prepared
 
-from attnlab.data.loader import build_data
-from attnlab.diagnostics import dead_scorers, warn_if_dead
 from attnlab.errors import BadInput
 from attnlab.run import build, run
+from attnlab.training.diagnostics import dead_scorers, warn_if_dead
 from attnlab.training.evaluate import evaluate
 from attnlab.training.flops import arithmetic, flops_per_step
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.selection import Selection
-from attnlab.training.trainer import precision, total_steps
+from attnlab.training.trainer import total_steps
+from attnlab.training.update import precision
 
 
 def smoke(cache, *overrides):
     return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
+
+
+def counted(cfg, inputs, outputs, tokens):
+    sizes = {"inputs": inputs, "outputs": outputs, "tokens": tokens}
+    return flops_per_step(cfg.arch, cfg.model, cfg.trainer.batch_size, **sizes)
 
 
 def trained(cache, tmp_path, *overrides):
@@ -81,18 +86,18 @@ def test_schedules():
 
 
 def test_budget_is_whichever_ends_first():
-    cfg = config("data=digits", "trainer.epochs=2", "trainer.warmup_steps=0")
-    assert total_steps(cfg, 640) == 20
-    cfg.trainer.max_steps = 7
-    assert total_steps(cfg, 640) == 7
-    cfg.trainer.max_steps, cfg.trainer.warmup_steps = None, 21
+    def budget(*overrides):
+        return config("data=digits", "trainer.epochs=2", *overrides).trainer
+
+    assert total_steps(budget("trainer.warmup_steps=0"), 640) == 20
+    assert total_steps(budget("trainer.warmup_steps=0", "trainer.max_steps=7"), 640) == 7
     with pytest.raises(BadInput, match="at most the 20 steps"):
-        total_steps(cfg, 640)
+        total_steps(budget("trainer.warmup_steps=21"), 640)
 
 
 def test_weight_decay_is_on_linear_weights_only(cache):
     cfg = smoke(cache, "model.per_head=true")
-    model = build(cfg, build_data(cfg))
+    model = build(cfg, prepared(cfg))
     optimizer = build_optimizer(model, cfg.trainer)
     decayed = {id(p) for p in optimizer.param_groups[0]["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
@@ -106,7 +111,7 @@ def test_weight_decay_is_on_linear_weights_only(cache):
 def test_perplexity_against_a_loop_over_tokens(cache):
     """Stride shorter than the window: each token scored once, with the context of its window."""
     cfg = smoke(cache, "data.sequence_length=16", "data.eval_stride=5")
-    data = build_data(cfg)
+    data = prepared(cfg)
     data.tokens["test"] = data.tokens["test"][:90]
     model = build(cfg, data).eval()
     tokens = torch.tensor(data.tokens["test"].astype(int))
@@ -121,7 +126,7 @@ def test_perplexity_against_a_loop_over_tokens(cache):
                 losses.append(window[i])
                 scored = begin + i + 1
     assert len(losses) == 89
-    found = evaluate(model, data, "test", 4, precision(cfg, torch.device("cpu")))
+    found = evaluate(model, data, "test", 4, precision(cfg.trainer, torch.device("cpu")))
     total = sum(losses)
     assert found["test/perplexity"] == pytest.approx(math.exp(total / 89), rel=1e-5)
     mean = sum(overlap_means) / len(overlap_means)
@@ -133,7 +138,7 @@ def test_perplexity_against_a_loop_over_tokens(cache):
 def test_dead_scorer_is_seen_and_explained(cache, caplog):
     """A score network whose ReLUs never fire: all rows constant; one whose do: none."""
     cfg = smoke(cache, "model.neural_layers=all")
-    data = build_data(cfg)
+    data = prepared(cfg)
     model = build(cfg, data)
     inputs = data.evaluation("validation").__getitems__([(0, 0), (0, 1)])[0]
     with torch.no_grad():
@@ -157,23 +162,23 @@ def test_operations_of_a_step_are_those_counted_by_hand(cache, tmp_path):
     width, ffn, layers, n, vocabulary = 512, 1024, 8, 1024, 28996
     token = layers * (4 * width**2 + 2 * width * ffn + 2 * n * width) + width * vocabulary
     expected = 3 * 2 * 16 * n * token
-    assert flops_per_step(cfg, vocabulary, vocabulary, n) == expected
+    assert counted(cfg, vocabulary, vocabulary, n) == expected
     counts = {
-        backend: flops_per_step(config("scale=smoke", f"model.backend={backend}"), 300, 300, 64)
+        backend: counted(config("scale=smoke", f"model.backend={backend}"), 300, 300, 64)
         for backend in ("auto", "eager", "cpp", "triton")
     }
     assert len(set(counts.values())) == 1
     small = smoke(cache, "model=neural_d2", "data=digits", "trainer.micro_batch_size=2")
     result = run(small, tmp_path / "run")
-    shape = build_data(small).shape(small.arch)
-    assert result["flops_per_step"] == flops_per_step(small, **shape) > 0
+    shape = prepared(small).shape(small.arch)
+    assert result["flops_per_step"] == counted(small, **shape) > 0
     assert "mfu" not in result  # whose peak is known, this processor is not
 
 
 def test_utilization_is_the_rate_by_the_peak_of_a_known_card(cache):
     cfg = smoke(cache, "data=digits", "trainer.precision=bf16")
-    data = build_data(cfg)
-    count = flops_per_step(cfg, **data.shape(cfg.arch))
+    data = prepared(cfg)
+    count = counted(cfg, **data.shape(cfg.arch))
     found = arithmetic(cfg, data, 1e3 * count / 98.9e12, "NVIDIA H100 80GB HBM3")
     assert found == {"flops_per_step": count, "mfu": pytest.approx(0.1)}
     assert arithmetic(cfg, data, None, "NVIDIA H100 80GB HBM3") == {"flops_per_step": count}
@@ -190,7 +195,7 @@ def test_compiled_model_trains_the_same(cache, tmp_path):
 
 def test_an_evaluation_that_is_not_a_number_is_beaten_by_any_that_is():
     cfg = config("scale=smoke", "data=nt")
-    selection = Selection(cfg, build_data(cfg))
+    selection = Selection(prepared(cfg), cfg.trainer.select_on)
     nan, good = {selection.key: float("nan")}, {selection.key: 0.5}
     assert selection.better(nan, {}) and selection.better(good, nan)
     assert not selection.better(nan, good) and not selection.better(good, good)

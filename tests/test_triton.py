@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from attnlab.activations import ACTIVATIONS
+from attnlab.functional import ACTIVATIONS
 from attnlab.kernels import triton_backend
 
 pytest.importorskip("triton")

@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, config
+from conftest import ROOT, config, model_of
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 from test_report import Page
 from tokenizers import Tokenizer
 
-from attnlab.compose import load
-from attnlab.models.transformer import build_model
+from attnlab.config.compose import load
+from attnlab.inspection.attention_maps import views
 from attnlab.report import pictures
 from attnlab.report.maps import plot
 from attnlab.report.render import report
 from attnlab.run import run
 from attnlab.training.checkpoint import load_best
-from attnlab.viewer import views
 
 TEXT = "The statement is a list of names"
 RUNS = {
@@ -109,7 +108,7 @@ def test_maps_of_a_text_are_causal_and_the_models_own(runs):
     tokenizer = Tokenizer.from_file(str(runs["lm"] / "tokenizer.json"))
     ids = torch.tensor(tokenizer.encode(TEXT, add_special_tokens=False).ids)[None]
     size = tokenizer.get_vocab_size()
-    model = build_model(view.cfg, size, size, 64).eval()
+    model = model_of(view.cfg, size, size, 64).eval()
     model.load_state_dict(load_best(runs["lm"] / "checkpoints")["model"])
     x = model.positions(model.embedding(ids))
     for layer in (0, 1):
@@ -127,7 +126,7 @@ def test_maps_of_an_image_have_the_class_token_and_no_mask(runs):
     pixels = torch.tensor(load_digits().images[5 * 3 + 4] / 16).float()  # every fifth is a test's
     assert torch.allclose(view.image, pixels[..., None].expand(8, 8, 3), atol=1 / 255)
     assert "test image 3 of digits" in view.subject
-    model = build_model(view.cfg, 3 * 2**2, 10, 17).eval()
+    model = model_of(view.cfg, 3 * 2**2, 10, 17).eval()
     model.load_state_dict(load_best(runs["vit"] / "checkpoints")["model"])
     image = (2 * view.image - 1).permute(2, 0, 1)[None]
     x = model.positions(model.cls(model.embedding(model.patches(image))))

@@ -24,7 +24,8 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 
-from attnlab.compose import CONFIGS, compose_config, plain, run_path
+from attnlab.config.compose import CONFIGS, compose_config, plain, run_path
+from attnlab.config.messages import nearest, unknown_key, validate
 from attnlab.errors import (
     BadInput,
     FolderInUse,
@@ -33,9 +34,8 @@ from attnlab.errors import (
     OutOfResources,
     PeerLost,
 )
-from attnlab.folder import RunFolder
-from attnlab.launch import REASON, first_to_say, local_rank
-from attnlab.validation import nearest, unknown_key, validate
+from attnlab.runs.folder import RunFolder
+from attnlab.runtime.torchrun import REASON, first_to_say, local_rank
 
 FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
 

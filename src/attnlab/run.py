@@ -9,20 +9,24 @@ from typing import Any
 
 import torch
 
-from attnlab import parallel
-from attnlab.config import Config
+from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
-from attnlab.device import choose_device, chosen_because
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.folder import PROGRESS, LogFile, RunFolder, environment
 from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
-from attnlab.tracking import Tracker
+from attnlab.runs.environment import environment
+from attnlab.runs.folder import RunFolder
+from attnlab.runs.log import PROGRESS, LogFile
+from attnlab.runs.tracking import Tracker
+from attnlab.runtime import distributed
+from attnlab.runtime.device import choose_device, chosen_because
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
-from attnlab.training.trainer import fit, precision, total_steps
+from attnlab.training.resume import same_best, same_data, same_processes, with_history
+from attnlab.training.trainer import fit, total_steps
+from attnlab.training.update import precision
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,10 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     Errors: those of `errors`; `failed.txt` in the folder says why if training had begun.
     """
     try:
-        device = choose_device(cfg)
-        with parallel.joined(device):
-            result, before = _run(parallel.quiet(cfg), path, device)
-            speaks = parallel.rank() == 0
+        device = choose_device(cfg.runtime)
+        with distributed.process_group(device):
+            result, before = _run(distributed.quiet_unless_main(cfg), path, device)
+            speaks = distributed.rank() == 0
     except BadInput:
         RunFolder(path, cfg).discard_if_empty()
         raise
@@ -52,22 +56,22 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
 
 def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any], bool]:
     """The result, and whether it was there before."""
-    folder = RunFolder(path, cfg, writes=parallel.rank() == 0)
+    folder = RunFolder(path, cfg, writes=distributed.rank() == 0)
     folder.check()
-    result = parallel.of_first(folder.result)
+    result = distributed.broadcast_from_main(folder.result)
     if result is not None and not folder.moved:
         return result, True
-    parallel.check(cfg.trainer)
-    with parallel.first_alone():
-        data = build_data(cfg)
+    distributed.check_micro_batches(cfg.trainer)
+    with distributed.main_process_first():
+        data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     if result is not None:
         same_data(result["data_fingerprint"], data, path)
         return result, True
-    total_steps(cfg, len(data.train()))  # an impossible budget is refused here
-    try_mechanism(cfg, device)  # and a backend that cannot serve
+    total_steps(cfg.trainer, len(data.train()))  # an impossible budget is refused here
+    try_mechanism(cfg.arch, cfg.model, device)  # and a backend that cannot serve
     with folder:
         # another process may have had it until now, and finished the run
-        if (result := parallel.of_first(folder.result)) is not None:
+        if (result := distributed.broadcast_from_main(folder.result)) is not None:
             return result, True
         with LogFile(folder):
             return train_and_test(cfg, data, device, folder), False
@@ -75,7 +79,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
     """Fit, then measure the best checkpoint on the test split, once; what result.json holds."""
-    with parallel.first_alone():
+    with distributed.main_process_first():
         state = checkpoint.load_newest(folder.checkpoints)
     if state:  # before anything in the folder is touched
         same_data(state["data"], data, folder.path)
@@ -86,7 +90,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         (folder.path / "failed.txt").unlink(missing_ok=True)
     env = with_history(environment(device), folder.path) if state else environment(device)
     threads = f", {env['threads']} threads" * (device.type == "cpu")
-    reason = chosen_because(cfg, device)
+    reason = chosen_because(cfg.runtime, device)
     log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
     log.info("precision: %s", cfg.trainer.precision)
     tracker = Tracker(cfg, folder.path, env)
@@ -98,7 +102,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
         model = build(cfg, data).to(device)
         summary = fit(cfg, data, model, folder, tracker, state)
-        parallel.wait()  # for best.pt
+        distributed.barrier()  # for best.pt
         began = time.perf_counter()
         tested = test(cfg, data, model, folder.path)
         row = {"step": summary["steps"], **tested}
@@ -151,62 +155,9 @@ def identity(cfg: Config) -> dict[str, Any]:
     }
 
 
-def same_data(then: str, data: Data, path: Path) -> None:
-    """Errors: `BadInput` if a run was trained on data of another fingerprint than there is now."""
-    if then != data.fingerprint:
-        raise BadInput(
-            f"run folder {path}: was trained on data with fingerprint {then}, which is now "
-            f"{data.fingerprint}; restore the data, or start in another folder (hydra.run.dir=)"
-        )
-
-
-def same_processes(state: dict[str, Any], path: Path) -> None:
-    """Errors: `BadInput` if a checkpoint was made by another number of processes: sums would be
-    rounded differently from there on.
-    """
-    then, now = state.get("processes", 1), parallel.size()
-    if then != now:
-        start = f"torchrun --nproc-per-node={then} train.py" if then > 1 else "python train.py"
-        raise BadInput(
-            f"run folder {path}: was trained by {then} process(es), now there are {now}; "
-            f"continue with {start}, or start in another folder"
-        )
-
-
-def same_best(state: dict[str, Any], folder: RunFolder) -> None:
-    """Errors: `BadInput` if the best checkpoint so far is lost: before training goes on."""
-    if state.get("best"):
-        try:
-            checkpoint.load_best(folder.checkpoints)
-        except BadInput as error:
-            raise BadInput(f"{error}; move the run folder away to start from step 0") from None
-
-
-def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The environment, and under `before` those of earlier starts in other ones. Says what is not
-    as when the run began and may round sums differently.
-    """
-    try:
-        then = json.loads((path / "env.json").read_text())
-    except (OSError, ValueError):
-        return env
-    before = then.pop("before", [])
-    if any(then.get(key) != env[key] for key in env if key != "command"):
-        before = [*before, then]
-    if not before:
-        return env
-    for key in ("torch", "device_name", "threads"):
-        if before[0].get(key) != env[key]:
-            log.warning(
-                "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
-                *(path, key, before[0].get(key), env[key]),
-            )
-    return {**env, "before": before}
-
-
 def build(cfg: Config, data: Data) -> Transformer:
     """The configured model for this data set, on the CPU."""
-    return build_model(cfg, **data.shape(cfg.arch))
+    return build_model(cfg.arch, cfg.model, cfg.seed, **data.shape(cfg.arch))
 
 
 def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:
@@ -215,6 +166,6 @@ def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[st
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best["data"], data, path)
     checkpoint.fill(model, best, path)
-    batch = parallel.micro_batch(cfg.trainer)
-    metrics = evaluate(model, data, "test", batch, precision(cfg, device))
+    batch = distributed.micro_batch(cfg.trainer)
+    metrics = evaluate(model, data, "test", batch, precision(cfg.trainer, device))
     return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}

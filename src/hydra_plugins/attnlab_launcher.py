@@ -25,8 +25,9 @@ class SweepLauncher(Launcher):
         """Run the jobs; exits with the sweep's code if any did not finish."""
         from attnlab.cli import exit_on_failure
         from attnlab.errors import BadInput
-        from attnlab.prepare import prepare
-        from attnlab.sweep import compose_jobs, run_jobs
+        from attnlab.sweeps.jobs import compose_jobs
+        from attnlab.sweeps.local import run_jobs
+        from attnlab.sweeps.prepare import prepare
 
         GlobalHydra.instance().clear()  # of the sweep: jobs are composed on their own
         with exit_on_failure():
@@ -34,11 +35,11 @@ class SweepLauncher(Launcher):
                 raise BadInput(f"hydra.launcher.n_jobs={self.n_jobs}: must be an integer >= 1")
             jobs = compose_jobs(job_overrides)
             if any(o.startswith("experiment=") for o in job_overrides[0]):
-                from attnlab.arms import say_equal
+                from attnlab.sweeps.pairing import check_arms
 
-                say_equal(jobs)
+                check_arms(jobs)
             if self.cluster:
-                from attnlab.cluster import queue_jobs
+                from attnlab.sweeps.slurm import queue_jobs
 
                 code = queue_jobs(jobs, **self.cluster)
             else:

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from attnlab.config import Image
+from attnlab.config.schema import Image
 from attnlab.data.cache import array, cached, digest, fingerprint
-from attnlab.data.rows import Rows
+from attnlab.data.hub import Rows
 from attnlab.errors import BadInput
-from attnlab.seeding import reseed
+from attnlab.runtime.seeding import reseed
 
 # Which training images are held out is the same for every seed: a fixed permutation's first ones.
 HOLD_OUT = 2502_17206

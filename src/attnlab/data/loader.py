@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from attnlab import parallel
-from attnlab.config import Config
+from attnlab.config import schema as config
 from attnlab.data.symbols import SymbolData
 from attnlab.data.text import build_text
 from attnlab.errors import BadInput
-from attnlab.seeding import derive_seed
+from attnlab.runtime import distributed
+from attnlab.runtime.seeding import derive_seed
 
 HANGS = 600  # seconds after which a worker that gives nothing counts as hung
 
@@ -54,34 +54,36 @@ class Data(Protocol):
         """What a trivial predictor reaches on the split."""
 
 
-def build_data(cfg: Config) -> Data:
-    """The configured data set. Errors: `BadInput` (see `build_text`, `build_images`)."""
-    cache = Path(cfg.runtime.cache)
+def build_data(data: config.Data, seed: int, cache: str | Path) -> Data:
+    """A configured data set, prepared in the folder `cache`; seed: of augmentation and of data
+    that is made on the fly. Errors: `BadInput` (see `build_text`, `build_images`).
+    """
+    cache = Path(cache)
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"runtime.cache={cache}: cannot be written: {error}") from None
     try:
-        return _build(cfg, cache)
+        return _build(data, seed, cache)
     except BadInput:
         with contextlib.suppress(OSError):  # as far as nothing is in them
             os.removedirs(cache)
         raise
 
 
-def _build(cfg: Config, cache: Path) -> Data:
-    if cfg.data.kind == "text":
-        return build_text(cfg.data, cache)
-    if cfg.data.kind == "symbols":
-        return SymbolData(cfg.data, cfg.seed)
+def _build(data: config.Data, seed: int, cache: Path) -> Data:
+    if data.kind == "text":
+        return build_text(data, cache)
+    if data.kind == "symbols":
+        return SymbolData(data, seed)
     try:  # only here: text needs no torchvision
         from attnlab.data.images import build_images
     except (ImportError, RuntimeError) as error:
         raise BadInput(
-            f"data={cfg.data.name}: torchvision cannot be imported ({error}); images need the one "
+            f"data={data.name}: torchvision cannot be imported ({error}); images need the one "
             f"made for torch {torch.__version__}"
         ) from None
-    return build_images(cfg.data, cfg.seed, cache)
+    return build_images(data, seed, cache)
 
 
 class Order:
@@ -122,16 +124,27 @@ class MicroBatches:
             yield self.order.keys(i * self.size, (i + 1) * self.size)
 
 
-def train_loader(data: Data, cfg: Config, first: int, last: int, pin: bool) -> DataLoader:
-    """This process's micro-batches of steps `first` to `last` - 1, of the trainer.batch_size /
-    micro_batch_size each step.
+def train_loader(
+    data: Data,
+    trainer: config.Trainer,
+    seed: int,
+    steps: range,
+    workers: int = 0,
+    pin: bool = False,
+) -> DataLoader:
+    """This process's micro-batches of some steps, batch_size / micro_batch_size each, in an order
+    that the seed decides. workers: processes that load; pin: see torch's DataLoader.
     """
-    dataset, micro = data.train(), parallel.micro_batch(cfg.trainer)
-    per_step = cfg.trainer.batch_size // micro
-    order = Order(len(dataset), cfg.seed)
-    mine = range(first * per_step + parallel.rank(), last * per_step, parallel.size())
+    dataset, micro = data.train(), distributed.micro_batch(trainer)
+    per_step = trainer.batch_size // micro
+    order = Order(len(dataset), seed)
+    mine = range(
+        steps.start * per_step + distributed.rank(),
+        steps.stop * per_step,
+        distributed.world_size(),
+    )
     batches = MicroBatches(order, micro, mine)
-    return _loader(dataset, batches, cfg.runtime.workers, pin)
+    return _loader(dataset, batches, workers, pin)
 
 
 def eval_loader(data: Data, split: str, batch_size: int, pin: bool = False) -> DataLoader:
@@ -142,7 +155,7 @@ def eval_loader(data: Data, split: str, batch_size: int, pin: bool = False) -> D
     n = len(dataset)
     spans = range(0, n, batch_size)
     batches = [[(0, i) for i in range(s, min(s + batch_size, n))] for s in spans]
-    return _loader(dataset, batches[parallel.rank() :: parallel.size()], 0, pin)
+    return _loader(dataset, batches[distributed.rank() :: distributed.world_size()], 0, pin)
 
 
 def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:

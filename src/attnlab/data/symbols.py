@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.config import Symbols
+from attnlab.config.schema import Symbols
 from attnlab.data.cache import digest
-from attnlab.seeding import derive_seed
+from attnlab.runtime.seeding import derive_seed
 
 UNSCORED = -100  # a target that neither loss nor accuracy counts; torch's own default
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.config import Text
+from attnlab.config.schema import Text
 from attnlab.data.cache import array, cached, digest, fingerprint
-from attnlab.data.rows import Rows
+from attnlab.data.hub import Rows
 from attnlab.data.tokenizer import choose_tokenizer
 from attnlab.errors import BadInput
 

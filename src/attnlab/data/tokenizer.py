@@ -5,10 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from attnlab.config import Text
+from attnlab.config.schema import Text
 from attnlab.data.cache import digest, file_digest
 from attnlab.errors import BadInput
-from attnlab.net import prepare_hub
+from attnlab.runtime.network import prepare_hub
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnlab.activations import ACTIVATIONS
+from attnlab.functional import ACTIVATIONS
 
 PAIRS = 2**18  # in a chunk, so that its tensors stay in cache
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from attnlab.functional import constant_in_graphs
+
 log = logging.getLogger(__name__)
 
 SOURCES = sorted((Path(__file__).parent / "cpp").iterdir())
@@ -65,7 +67,7 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
     return build_problem(activation)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def build_problem(activation: str) -> str | None:
     """`_build_once`, as a constant to torch.compile."""
     return _build_once(activation)

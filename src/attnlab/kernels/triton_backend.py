@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnlab.activations import ACTIVATIONS
+from attnlab.functional import ACTIVATIONS
 from attnlab.kernels.triton_kernels import (
     backward_cols_kernel,
     backward_rows_kernel,

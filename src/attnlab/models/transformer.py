@@ -9,11 +9,11 @@ start at the same values in all arms.
 import torch
 from torch import Tensor, nn
 
-from attnlab.config import Body, Config
+from attnlab.config.mechanisms import DotProduct, Mechanism
+from attnlab.config.schema import Body
 from attnlab.models.attention import build_attention
 from attnlab.models.positions import Positions, Rotary
-from attnlab.options import DotProduct
-from attnlab.seeding import derive_seed
+from attnlab.runtime.seeding import derive_seed
 
 FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -26,6 +26,7 @@ class TextbookEmbedding(nn.Embedding):
         nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
 
 
+DOT_PRODUCT = DotProduct(name="dot_product", mechanism="dot_product")
 EMBEDDING = {"normal": nn.Embedding, "textbook": TextbookEmbedding}
 
 
@@ -123,9 +124,8 @@ class Transformer(nn.Module):
     the longest sequence.
     """
 
-    def __init__(self, cfg: Config, inputs: int, outputs: int, tokens: int):
+    def __init__(self, arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int):
         super().__init__()
-        arch = cfg.arch
         self.vision = arch.body == "vit"
         if self.vision:
             self.patch = arch.patch_size
@@ -138,10 +138,10 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(
             Block(
                 arch,
-                build_mechanism(cfg, layer),
+                build_mechanism(arch, model, layer),
                 not self.vision,
                 tokens,
-                cfg.model.ffn_extra_units(layer),
+                model.ffn_extra_units(layer),
             )
             for layer in range(arch.layers)
         )
@@ -181,37 +181,38 @@ class ClassToken(nn.Module):
         return torch.cat((self.token.expand(len(x), 1, -1), x), dim=1)
 
 
-def build_mechanism(cfg: Config, layer: int) -> nn.Module:
+def build_mechanism(arch: Body, model: Mechanism, layer: int) -> nn.Module:
     """The mechanism of one layer: the configured one where it applies, dot-product elsewhere."""
-    if layer in cfg.model.applies(cfg.arch.layers):
-        return build_attention(cfg.model, cfg.arch)
-    return build_attention(DotProduct(name="dot", mechanism="dot_product"), cfg.arch)
+    own = layer in model.applies(arch.layers)
+    return build_attention(model if own else DOT_PRODUCT, arch)
 
 
-def try_mechanism(cfg: Config, device: torch.device) -> None:
+def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
     """One token through the configured mechanism, which also builds the kernels it needs.
 
     Errors: `BadInput` if model.backend cannot serve here.
     """
-    token = torch.zeros(1, cfg.arch.heads, 1, cfg.arch.head_width, device=device)
-    mechanism = build_attention(cfg.model, cfg.arch).to(device)
+    token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
+    mechanism = build_attention(model, arch).to(device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        mechanism(token, token, token, causal=cfg.arch.body == "lm")
+        mechanism(token, token, token, causal=arch.body == "lm")
 
 
-def build_model(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer:
-    """The configured model with initial values that depend only on cfg.seed and each module's
+def build_model(
+    arch: Body, model: Mechanism, seed: int, *, inputs: int, outputs: int, tokens: int
+) -> Transformer:
+    """The configured model with initial values that depend only on the seed and each module's
     name.
 
     So parameters that two arms share are equal bit for bit, whatever else the arms contain.
     """
-    model = Transformer(cfg, inputs, outputs, tokens)
+    built = Transformer(arch, model, inputs, outputs, tokens)
     with torch.random.fork_rng(devices=[]):
-        for name, module in model.named_modules():
+        for name, module in built.named_modules():
             if list(module.parameters(recurse=False)):
-                torch.manual_seed(derive_seed(cfg.seed, "init", name))
+                torch.manual_seed(derive_seed(seed, "init", name))
                 module.reset_parameters()
-    return model
+    return built
 
 
 def parameter_counts(model: Transformer) -> dict[str, int]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from attnlab.config import ADDED
+from attnlab.config.schema import ADDED
 from attnlab.errors import BadInput
-from attnlab.folder import flatten
 from attnlab.report.table import Table
+from attnlab.runs.files import flatten
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
 INSIDE_A_RUN = {"checkpoints", "wandb", "attention"}

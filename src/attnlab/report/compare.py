@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from attnlab.config import PER_ARM, UNHASHED
+from attnlab.config.schema import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.setting import arm_changes

@@ -10,12 +10,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from attnlab.folder import write_atomic
 from attnlab.report.curves import Curve, Curves
 from attnlab.report.depth import PLACES, Depth
 from attnlab.report.health import Share
 from attnlab.report.ladder import SOLVED, Ladder
 from attnlab.report.surface import REACH, Surface
+from attnlab.runs.files import write_atomic
 
 DASH = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 # The same runs give the same bytes: no date, and no random names inside an SVG.

@@ -16,9 +16,9 @@ from matplotlib.colors import FuncNorm
 from matplotlib.figure import Figure
 
 from attnlab.errors import BadInput
-from attnlab.folder import write_atomic
+from attnlab.inspection.attention_maps import View
 from attnlab.report.pictures import ABOUT
-from attnlab.viewer import View
+from attnlab.runs.files import write_atomic
 
 MOST_LABELS = 40  # tokens; more cannot be read, and are numbered instead
 PITCH = 0.1  # from one label to the next

@@ -49,11 +49,6 @@ def _title(config: dict[str, Any], keys: list[str]) -> str:
     return kind(config) + (f" ({', '.join(said)})" if said else "")
 
 
-def slug(text: str) -> str:
-    """A text as part of a file name or an address."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-
-
 def natural(text: str) -> list:
     """A sort key under which d_prime=4 comes before d_prime=16."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from statistics import fmean
 
-from attnlab.config import PER_ARM
+from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.setting import arm_deviations, deviations, source

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from attnlab.folder import write_atomic
 from attnlab.report.compare import Comparison
+from attnlab.runs.files import write_atomic
 
 FOLDER = "attention"  # in a run's folder
 ABOUT = "Description"  # the key of a picture's caption in its metadata

@@ -9,7 +9,6 @@ import plotly.offline
 from markupsafe import Markup
 
 from attnlab.errors import BadInput
-from attnlab.folder import write_atomic
 from attnlab.report import depth, health, ladder, notes, tables
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
@@ -18,6 +17,7 @@ from attnlab.report.ladder import Ladder
 from attnlab.report.pictures import Album, Picture
 from attnlab.report.surface import has_surface
 from attnlab.report.table import Table
+from attnlab.runs.files import write_atomic
 
 MOST_DRAWN = 16  # comparisons with figures: each costs half a second, and its share of the page
 MOST_SURFACES = 4  # of these with figure 1: a browser shows about 16 interactive surfaces at once

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
-from attnlab.compose import CONFIGS
-from attnlab.options import Model
+from attnlab.config.compose import CONFIGS
+from attnlab.config.mechanisms import Model
 from attnlab.report import published
 
 # Section 4 of the paper, by body: what its numbers were measured with.
@@ -98,7 +98,7 @@ def _shipped(config: dict[str, Any]) -> dict[str, Any]:
     section = TypeAdapter(Model).validate_python(model)
     head_width = config["arch.width"] // config["arch.heads"]
     arch = SimpleNamespace(layers=config["arch.layers"], head_width=head_width)
-    section.fill(arch, config["protocol"])
+    section = section.resolved(arch, config["protocol"])
     expected = {f"model.{k}": v for k, v in section.model_dump(exclude={"backend"}).items()}
     if released:
         expected["arch.embedding_residual"] = 2 if text and neural else 1

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from attnlab.errors import BadInput
-from attnlab.folder import RunFolder
+from attnlab.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

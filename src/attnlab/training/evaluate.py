@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from attnlab import parallel
 from attnlab.data.loader import Data, eval_loader
+from attnlab.runtime import distributed
 
 PREFIX = {"validation": "val", "test": "test"}
 
@@ -31,5 +31,5 @@ def evaluate(
             logits = model(batch[0]).float()
         totals = totals + data.sums(logits, *batch[1:])
     model.train(was_training)
-    totals = parallel.add_totals(totals)
+    totals = distributed.all_reduce_in_order(totals)
     return {f"{PREFIX[split]}/{k}": v for k, v in data.metrics(split, totals).items()}

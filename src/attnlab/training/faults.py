@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnlab import parallel
-from attnlab.config import Config
+from attnlab.config.schema import Config
 from attnlab.data.loader import Order
 from attnlab.errors import OutOfResources, PeerLost
-from attnlab.folder import RunFolder
+from attnlab.runs.folder import RunFolder
+from attnlab.runtime import distributed
 from attnlab.training import checkpoint
 from attnlab.training.meter import peak_memory_mib
 
-SPIKE = 4  # times the usual loss
+SPIKE = 4  # times the running mean of the loss
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -59,12 +59,15 @@ def largest_activation(model: nn.Module, inputs: Tensor) -> tuple[float, int]:
     return found[layer], layer
 
 
-def spike(cfg: Config, step: int, loss: float, usual: float, size: int) -> str | None:
-    """What to say if a loss is far above the usual one: the step (from 0) and its samples."""
-    if loss <= SPIKE * usual:
+def spike(cfg: Config, step: int, loss: float, loss_ema: float, size: int) -> str | None:
+    """What to say if a loss is far above its running mean (0 if there is none yet): the step (from
+    0) and its samples.
+    """
+    if not loss_ema or loss <= SPIKE * loss_ema:
         return None
     return (
-        f"step {step + 1}: loss {loss:.4g}, {loss / usual:.0f} times the usual {usual:.4g}. "
+        f"step {step + 1}: loss {loss:.4g}, {loss / loss_ema:.0f} times its running mean "
+        f"{loss_ema:.4g}. "
         f"Training samples of the batch: {_samples(cfg, step, size)}."
     )
 
@@ -83,9 +86,10 @@ def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFold
             f"{error.filename or folder.path}: cannot be written ({error.strerror}); "
             f"{_free(folder.path)}. {_saved(folder.checkpoints)}"
         )
-    if parallel.size() > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+    processes = distributed.world_size()
+    if processes > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
         return PeerLost(
-            f"another of the {parallel.size()} processes ended. {_saved(folder.checkpoints)}"
+            f"another of the {processes} processes ended. {_saved(folder.checkpoints)}"
         )
     if isinstance(error, RuntimeError) and "DataLoader" in str(error):
         return OutOfResources(
@@ -97,7 +101,7 @@ def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFold
         trainer = cfg.trainer
         return OutOfResources(
             f"out of {device.type} memory, peak {peak_memory_mib(device):,.0f} MiB; "
-            f"trainer.micro_batch_size={parallel.micro_batch(trainer)} at "
+            f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "
             f"trainer.precision={trainer.precision}: "
             "a smaller micro_batch_size (a divisor of trainer.batch_size), precision=bf16 or, for "
             f"text, a smaller data.sequence_length need less. {_saved(folder.checkpoints)}"

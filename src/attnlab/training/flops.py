@@ -1,14 +1,16 @@
 """Floating-point operations of a training step, and their share of what the device can do."""
 
+import math
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from attnlab import parallel
-from attnlab.config import Config
+from attnlab.config.mechanisms import Mechanism
+from attnlab.config.schema import Body, Config
 from attnlab.data.loader import Data
 from attnlab.models.transformer import Transformer
+from attnlab.runtime import distributed
 
 # FLOP/s of dense matrix products, from the vendor's data sheets: in fp32 without TF32, which is
 # off by default, and in 16 bits accumulated in fp32. By the name that torch gives the device.
@@ -33,29 +35,35 @@ def arithmetic(
     as a share of the peak of all devices. mfu only on a device of PEAK, and where steps were timed
     (step_ms: median time of one).
     """
-    found: dict[str, Any] = {"flops_per_step": flops_per_step(cfg, **data.shape(cfg.arch))}
+    found: dict[str, Any] = {
+        "flops_per_step": flops_per_step(
+            cfg.arch, cfg.model, cfg.trainer.batch_size, **data.shape(cfg.arch)
+        )
+    }
     if step_ms and device_name in PEAK:
-        peak = PEAK[device_name][cfg.trainer.precision] * parallel.size()
+        peak = PEAK[device_name][cfg.trainer.precision] * distributed.world_size()
         found["mfu"] = round(found["flops_per_step"] / (step_ms / 1000) / peak, 4)
     return found
 
 
-def flops_per_step(cfg: Config, inputs: int, outputs: int, tokens: int) -> int:
-    """Operations of the matrix products in forward and backward of a whole batch, two for each
-    multiply-add; of the reference, so the same on every device and backend.
+def flops_per_step(
+    arch: Body, model: Mechanism, batch: int, *, inputs: int, outputs: int, tokens: int
+) -> int:
+    """Operations of the matrix products in forward and backward of a batch of so many samples, two
+    for each multiply-add; of the reference, so the same on every device and backend.
 
     Sizes as for `Transformer`. Counted on tensors without content. Causal attention counts as
     full, what a kernel computes again does not count, nor does anything element by element.
     """
-    eager = {"backend": "eager"} if hasattr(cfg.model, "backend") else {}
-    counted = cfg.model_copy(update={"model": cfg.model.model_copy(update=eager)})
+    if hasattr(model, "backend"):
+        model = model.model_copy(update={"backend": "eager"})
     with torch.device("meta"):
-        model = Transformer(counted, inputs, outputs, tokens).eval()
-        batch = cfg.trainer.batch_size
-        if model.vision:
-            x = torch.empty(batch, 3, cfg.data.image_size, cfg.data.image_size)
+        counted = Transformer(arch, model, inputs, outputs, tokens).eval()
+        if counted.vision:
+            side = arch.patch_size * math.isqrt(tokens - 1)  # one token is the class's
+            x = torch.empty(batch, 3, side, side)
         else:
             x = torch.empty(batch, tokens, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
-            model(x).sum().backward()
+            counted(x).sum().backward()
     return counter.get_total_flops()

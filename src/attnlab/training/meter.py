@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attnlab.device import release_freed_memory
+from attnlab.runtime.device import release_freed_memory
 
 WARM_UP = 5  # first steps of a process: allocation, compilation
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from attnlab.config import Trainer
+from attnlab.config.schema import Trainer
 from attnlab.models.attention.base import HeadLinear
 
 

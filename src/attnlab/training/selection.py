@@ -5,18 +5,17 @@ import math
 import torch
 from torch import Tensor
 
-from attnlab.config import Config
 from attnlab.data.loader import Data
-from attnlab.diagnostics import SEQUENCES
+from attnlab.training.diagnostics import SEQUENCES
 from attnlab.training.evaluate import PREFIX, to_device
 
 
 class Selection:
     """On which split and by which metric the best checkpoint is chosen."""
 
-    def __init__(self, cfg: Config, data: Data):
+    def __init__(self, data: Data, split: str):
         self.data = data
-        self.split = cfg.trainer.select_on
+        self.split = split
         name, self.sign = data.criterion(self.split)
         self.key = f"{PREFIX[self.split]}/{name}"
 

@@ -5,7 +5,6 @@ step's random numbers are pure functions of (seed, step). A checkpoint therefore
 state, and evaluation, logging, saving and the number of workers cannot change a run.
 """
 
-import contextlib
 import logging
 import math
 import signal
@@ -15,36 +14,38 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from attnlab import parallel
-from attnlab.config import Config
+from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Data, train_loader
-from attnlab.data.symbols import UNSCORED
-from attnlab.diagnostics import (
+from attnlab.errors import BadInput, Interrupted, NonFinite
+from attnlab.runs.folder import RunFolder
+from attnlab.runs.log import PROGRESS
+from attnlab.runs.tracking import Tracker
+from attnlab.runtime import distributed
+from attnlab.runtime.signals import stop_signals
+from attnlab.training import checkpoint
+from attnlab.training.diagnostics import (
     dead_scorers,
     diagnostics,
     saturation,
     warn_if_dead,
     warn_if_saturated,
 )
-from attnlab.errors import BadInput, Interrupted, NonFinite
-from attnlab.folder import PROGRESS, RunFolder
-from attnlab.seeding import reseed
-from attnlab.tracking import Tracker
-from attnlab.training import checkpoint
-from attnlab.training.evaluate import evaluate, to_device
+from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import nonfinite, spike
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.selection import Selection
-from attnlab.training.signals import stop_signals
+from attnlab.training.update import Update, training_loss
 
 log = logging.getLogger(__name__)
 
 DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+LOSS_EMA_STEPS = 50  # steps over which the running mean of the loss reaches
 
 
 @dataclass
@@ -54,9 +55,21 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0  # since the last metrics row
     loss_steps: int = 0
-    usual: float = 0.0  # loss: a running mean over about 50 steps
+    loss_ema: float = 0.0  # exponential moving average of the loss
     skipped: int = 0  # steps without an update, their loss or gradient not being finite
     best: dict[str, float] = field(default_factory=dict)  # best evaluation's metrics and step
+
+    def add_loss(self, loss: float) -> None:
+        """Count the loss of an update."""
+        self.loss_sum += loss
+        self.loss_steps += 1
+        self.loss_ema += (loss - self.loss_ema) / LOSS_EMA_STEPS if self.loss_ema else loss
+
+    def take_mean_loss(self) -> float | None:
+        """Mean loss of the updates since the last call; None if there were none."""
+        mean = self.loss_sum / self.loss_steps if self.loss_steps else None
+        self.loss_sum, self.loss_steps = 0.0, 0
+        return mean
 
 
 def fit(
@@ -74,43 +87,39 @@ def fit(
     not finite, `Interrupted` after a signal and a save.
     """
     options, device = cfg.trainer, next(model.parameters()).device
-    dataset_size = len(data.train())
-    total, micro_size = total_steps(cfg, dataset_size), parallel.micro_batch(options)
-    eval_every = options.eval_every or math.ceil(dataset_size / options.batch_size)
-    autocast = precision(cfg, device)
+    dataset_size, batch_size = len(data.train()), options.batch_size
+    total, micro_size = total_steps(options, dataset_size), distributed.micro_batch(options)
+    eval_every = options.eval_every or math.ceil(dataset_size / batch_size)
     optimizer = build_optimizer(model, options)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    metrics, timing = folder.ledger("metrics.jsonl"), folder.ledger("timing.jsonl")
     progress = restore(state, model, optimizer, scaler)
     if state:
         log.info("continuing %s from step %d", folder.path, progress.step)
+    metrics, timing = folder.ledger("metrics.jsonl"), folder.ledger("timing.jsonl")
     for ledger in (metrics, timing):
         ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
     tracker.replay(metrics.rows() + timing.rows())
+    meter = Meter(device, batch_size, batch_size * data.sample_tokens, timing.rows())
     compiled = torch.compile(model) if cfg.runtime.compile else model
-    shared = parallel.share(compiled)
-    selection = Selection(cfg, data)
+    update = Update(distributed.wrap_ddp(compiled), optimizer, scaler, options, cfg.seed)
+    selection = Selection(data, options.select_on)
+    sample = selection.sample(device)
 
     def record(row: dict[str, Any]) -> None:
         metrics.append(row, sync=True)
         tracker.log(row)
 
     def save() -> None:
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "data": data.fingerprint,
-            "processes": parallel.size(),
-            **vars(progress),
-        }
+        parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+        state = {name: part.state_dict() for name, part in parts.items()}
+        state |= {"data": data.fingerprint, "processes": distributed.world_size()}
         began = time.perf_counter()
-        size = checkpoint.save(folder, state, keep=cfg.runtime.keep_checkpoints)
+        size = checkpoint.save(folder, state | vars(progress), keep=cfg.runtime.keep_checkpoints)
         meter.saved(size, time.perf_counter() - began)
 
     def assess() -> dict[str, float]:
         began = time.perf_counter()
-        row = evaluate(compiled, data, selection.split, micro_size, autocast)
+        row = evaluate(compiled, data, selection.split, micro_size, update.autocast)
         meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
         row |= dead_scorers(model, sample[0])
         warn_if_dead(row, progress.step)
@@ -127,7 +136,6 @@ def fit(
         row = saturation(model, sample[0])
         return row | diagnostics(model, *sample, training_loss) if options.diagnostics else row
 
-    sample = selection.sample(device)
     if progress.step == 0:
         health = dead_scorers(model, sample[0]) | details()
         warn_if_dead(health, 0)
@@ -135,77 +143,38 @@ def fit(
         if health:  # not where the weights of all layers are fixed
             record({"step": 0, **health})
 
-    loader = train_loader(data, cfg, progress.step, total, pin=device.type == "cuda")
-    batches = iter(loader)
-    per_step = options.batch_size // micro_size  # micro-batches, of all processes
-    tokens = options.batch_size * data.sample_tokens
-    meter = Meter(device, options.batch_size, tokens, timing.rows())
+    steps = range(progress.step, total)
+    pin = device.type == "cuda"
+    batches = iter(train_loader(data, options, cfg.seed, steps, cfg.runtime.workers, pin))
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
-    with stop_signals(second_acts=parallel.size() == 1) as stop, bar:
-        while progress.step < total:
-            step = progress.step
+    with stop_signals(second_acts=distributed.world_size() == 1) as stop, bar:
+        for step in steps:
             meter.start()
-            epoch = step * options.batch_size / dataset_size
-            lr = learning_rate(step, total, epoch, options)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            loss = torch.zeros((), device=device)
-            mine = range(parallel.rank(), per_step, parallel.size())
-            meter.fetching()
-            fetched = [next(batches) for _ in mine]
-            meter.fetched()
-            counts = [scored(targets) for _, targets, *_ in fetched]
-            total_scored = parallel.add_count(sum(counts), device)
-            for micro, count, batch in zip(mine, counts, fetched, strict=True):
-                batch = to_device(batch, device)
-                reseed(device, cfg.seed, "dropout", step, micro)
-                with parallel.accumulating(shared, more=micro != mine[-1]):
-                    with autocast():
-                        mean = training_loss(shared(batch[0]), batch[1])
-                    # the step's loss is the mean over its targets, however they are divided;
-                    # where micro-batches score equally many this is mean / per_step, to the bit
-                    part = mean / (total_scored / count)
-                    # gradients become their mean over processes, and are to be their sum
-                    scaler.scale(part * parallel.size()).backward()
-                loss += part.detach()
-            scaler.unscale_(optimizer)
-            limit = options.grad_clip or math.inf
-            norm = nn.utils.clip_grad_norm_(model.parameters(), limit).item()
-            loss = parallel.add(loss).item()
-            overflow = scaler.is_enabled() and math.isfinite(loss) and scaler.get_scale() > 1
-            if math.isfinite(loss) and (math.isfinite(norm) or overflow):
-                scaler.step(optimizer)
-                progress.loss_sum += loss
-                progress.loss_steps += 1
-                said = progress.usual and spike(cfg, step, loss, progress.usual, dataset_size)
+            lr = learning_rate(step, total, step * batch_size / dataset_size, options)
+            loss, norm, finite = update(step, lr, batches, meter)
+            if finite:
+                said = spike(cfg, step, loss, progress.loss_ema, dataset_size)
                 if said:
                     log.warning(said)
-                progress.usual += (loss - progress.usual) / 50 if progress.usual else loss
+                progress.add_loss(loss)
             else:
-                message = nonfinite(cfg, step, loss, norm, dataset_size, model, batch[0])
+                message = nonfinite(cfg, step, loss, norm, dataset_size, model, update.inputs)
                 if options.on_nonfinite == "stop":
                     raise NonFinite(message)
                 log.warning("%s Skipped (trainer.on_nonfinite=skip).", message)
                 progress.skipped += 1
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
             meter.stop()
 
             progress.step = step + 1
-            last = progress.step == total
-            due = partial(_due, progress.step, last)
+            due = partial(_due, progress.step, progress.step == total)
             row = {}
             if due(options.log_every):
-                steps = progress.loss_steps
-                row = {
-                    "train/loss": progress.loss_sum / steps if steps else None,
-                    "train/lr": lr,
-                    "train/grad_norm": norm if math.isfinite(norm) else None,
-                }
+                row["train/loss"] = progress.take_mean_loss()
+                row["train/lr"] = lr
+                row["train/grad_norm"] = norm if math.isfinite(norm) else None
                 if options.on_nonfinite == "skip":
                     row["train/skipped"] = progress.skipped  # since the run began
-                progress.loss_sum, progress.loss_steps = 0.0, 0
                 PROGRESS.info("step %d of %d: %s", progress.step, total, _brief(row))
             if due(eval_every):
                 row |= assess()
@@ -218,24 +187,23 @@ def fit(
                 tracker.log(times)
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
-            signum = parallel.agree(stop.signum, device)
+            signum = distributed.all_reduce_max(stop.signum, device)
             if due(options.save_every) or signum:
                 save()
-            if signum and not last:
-                name = signal.Signals(signum).name
-                text = f"{name}: saved at step {progress.step} of {total} in {folder.path}; "
-                raise Interrupted(signum, text + "the same command continues")
-    best = {f"best/{key}": value for key, value in progress.best.items()}
-    if options.on_nonfinite == "skip":
-        best["skipped_steps"] = progress.skipped
-    samples = total * options.batch_size
-    timed = {**meter.summary(), "wall_s": meter.wall_s()}
-    return {"steps": total, "samples_seen": samples, **best, **timed}
+            if signum and progress.step < total:
+                raise Interrupted(signum, _interrupted(signum, progress.step, total, folder))
+    return {
+        "steps": total,
+        "samples_seen": total * batch_size,
+        **{f"best/{key}": value for key, value in progress.best.items()},
+        **({"skipped_steps": progress.skipped} if options.on_nonfinite == "skip" else {}),
+        **meter.summary(),
+        "wall_s": meter.wall_s(),
+    }
 
 
-def total_steps(cfg: Config, dataset_size: int) -> int:
+def total_steps(options: Trainer, dataset_size: int) -> int:
     """Updates in the budget: trainer.max_steps or trainer.epochs, whichever ends first."""
-    options = cfg.trainer
     steps = options.max_steps or math.inf
     if options.epochs:
         steps = min(steps, math.ceil(options.epochs * dataset_size / options.batch_size))
@@ -245,23 +213,6 @@ def total_steps(cfg: Config, dataset_size: int) -> int:
             f"trainer.epochs={options.epochs}"
         )
     return int(steps)
-
-
-def training_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C)."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
-
-
-def scored(targets: Tensor) -> int:
-    """How many targets the loss is a mean over."""
-    return int((targets != UNSCORED).sum())
-
-
-def precision(cfg: Config, device: torch.device):
-    """A factory of autocast contexts for trainer.precision."""
-    if cfg.trainer.precision == "fp32":
-        return contextlib.nullcontext
-    return partial(torch.autocast, device.type, DTYPE[cfg.trainer.precision])
 
 
 def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
@@ -276,6 +227,11 @@ def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
 
 def _due(step: int, last: bool, every: int) -> bool:
     return last or step % every == 0
+
+
+def _interrupted(signum: int, step: int, total: int, folder: RunFolder) -> str:
+    name = signal.Signals(signum).name
+    return f"{name}: saved at step {step} of {total} in {folder.path}; the same command continues"
 
 
 def _brief(row: dict[str, float]) -> str:

@@ -9,8 +9,8 @@ without scale, weight for weight, so the same fused kernels serve.
 import torch
 from torch import Tensor, nn
 
-from attnlab.kernels import neural_attention
-from attnlab.masking import at_least_float32, without_autocast
+from attnlab.functional import at_least_float32, without_autocast
+from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
 
 
@@ -47,15 +47,23 @@ class AdditiveScore(nn.Module):
 
 
 class AdditiveAttention(SoftmaxAttention):
-    """options.hidden: width of the hidden layer, None for the head width; options.per_head: a
-    network for each head; options.backend: as for Neural Attention.
+    """hidden: width of the hidden layer, None for the head width; per_head: a network for each
+    head; backend: as for Neural Attention.
     """
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        groups = arch.heads if options.per_head else 1
-        self.score = AdditiveScore(groups, arch.head_width, options.hidden or arch.head_width)
-        self.backend = options.backend
+    def __init__(
+        self,
+        heads: int,
+        head_width: int,
+        *,
+        hidden: int | None = None,
+        per_head: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__(heads, head_width)
+        groups = heads if per_head else 1
+        self.score = AdditiveScore(groups, head_width, hidden or head_width)
+        self.backend = backend
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """See `SoftmaxAttention.scores`."""

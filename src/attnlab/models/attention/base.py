@@ -10,20 +10,20 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import at_least_float32, causal_mask, masked_softmax, without_autocast
+from attnlab.functional import at_least_float32, causal_mask, masked_softmax, without_autocast
 
 
 class Attention(nn.Module, ABC):
     """The part in which the arms of a comparison differ; projections to Q, K, V and back belong
     to the block.
 
-    options: the model section of the configuration; arch: the body, for head count and width.
-    fixed: whether the weights are the same whatever queries and keys are.
+    heads: H; head_width: D; a subclass names its options. fixed: whether the weights are the same
+    whatever queries and keys are.
     """
 
     fixed = False
 
-    def __init__(self, options, arch):
+    def __init__(self, heads: int, head_width: int):
         super().__init__()
 
     @abstractmethod

@@ -10,7 +10,7 @@ import math
 
 from torch import Tensor
 
-from attnlab.masking import masked_softmax
+from attnlab.functional import masked_softmax
 from attnlab.models.attention.base import Attention
 
 

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from attnlab.masking import at_least_float32, masked_softmax
+from attnlab.functional import at_least_float32, masked_softmax
 from attnlab.models.attention.base import Attention, HeadLinear
 from attnlab.models.attention.dot import dot_product
 
@@ -34,15 +34,25 @@ class Lambdas(nn.Module):
 
 
 class DualAttention(Attention):
-    """P V. W (D x D, no bias) is one for all heads of a layer; options.per_head: a pair of lambdas
-    for each head. With both lambdas 0 it is dot-product attention, bit for bit.
+    """P V. W (D x D, no bias) is one for all heads of a layer. lambda_plus, lambda_minus: values
+    at the start, trainable or fixed; per_head: a pair for each head. With both lambdas 0 it is
+    dot-product attention, bit for bit.
     """
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        self.negative_query = HeadLinear(1, arch.head_width, arch.head_width, bias=False)
-        start = (options.lambda_plus, options.lambda_minus)
-        self.lambdas = Lambdas(start, arch.heads if options.per_head else 1, options.trainable)
+    def __init__(
+        self,
+        heads: int,
+        head_width: int,
+        *,
+        lambda_plus: float = 1.0,
+        lambda_minus: float = 1.0,
+        trainable: bool = True,
+        per_head: bool = False,
+    ):
+        super().__init__(heads, head_width)
+        self.negative_query = HeadLinear(1, head_width, head_width, bias=False)
+        start = (lambda_plus, lambda_minus)
+        self.lambdas = Lambdas(start, heads if per_head else 1, trainable)
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """See `Attention.weights`."""

@@ -3,7 +3,7 @@ normalised queries and keys.
 
     softmax(Q K^T / sqrt(D)) V
 
-With arch.qk_norm a query q enters as g_q * q / rms(q), rms(q) = sqrt(mean of q^2 over the head
+With qk_norm a query q enters as g_q * q / rms(q), rms(q) = sqrt(mean of q^2 over the head
 width), and a key likewise with g_k (as in query-key normalisation, Henry et al., arXiv 2010.04245,
 with RMSNorm, arXiv 1910.07467, in the place of L2 norm and learned scale). Without gain (g = 1) a
 score is sqrt(D) cos(q, k), so at most sqrt(D).
@@ -15,26 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.masking import causal_mask
+from attnlab.functional import causal_mask
 from attnlab.models.attention.base import SoftmaxAttention
 
 EPSILON = 1e-6  # added to the mean square, so that a query of zeros stays one
 
 
 class DotProductAttention(SoftmaxAttention):
-    """softmax(Q K^T / sqrt(D)) V; arch.qk_norm: none, rms, or rms_gain with g_q and g_k (D each)
+    """softmax(Q K^T / sqrt(D)) V; qk_norm: none, rms, or rms_gain with g_q and g_k (D each)
     that are learned, start at 1 and are shared by the heads. No other parameters.
     """
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        self.normalize(arch.qk_norm, arch.head_width)
-
-    def normalize(self, kind: str, head_width: int) -> None:
-        """Give queries and keys the norm of arch.qk_norm = kind."""
+    def __init__(self, heads: int, head_width: int, *, qk_norm: str = "none"):
+        super().__init__(heads, head_width)
         self.norm_q = self.norm_k = None
-        if kind != "none":
-            gain = kind == "rms_gain"
+        if qk_norm != "none":
+            gain = qk_norm == "rms_gain"
             self.norm_q, self.norm_k = (
                 nn.RMSNorm(head_width, EPSILON, elementwise_affine=gain) for _ in range(2)
             )
@@ -55,16 +51,6 @@ class DotProductAttention(SoftmaxAttention):
         """See `Attention.forward`; by torch's own fused kernels."""
         q, k = self.normalized(q, k)
         return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal)
-
-
-class QKNormAttention(DotProductAttention):
-    """The dot product with normalised queries and keys in the layers of the model section,
-    whatever arch.qk_norm says; options.gain: as rms_gain.
-    """
-
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        self.normalize("rms_gain" if options.gain else "rms", arch.head_width)
 
 
 def dot_product(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

@@ -11,22 +11,22 @@ is second-hand (a third party's code) and the default. No parameters.
 
 from torch import Tensor
 
-from attnlab.masking import at_least_float32, masked_softmax
+from attnlab.functional import at_least_float32, masked_softmax
 from attnlab.models.attention.base import Attention
 
 FLOOR = 1e-30  # added to every weight before the division: a row of zeros becomes uniform
 
 
 class ExpressiveAttention(Attention):
-    """w V; options.form: rational or softmax_square.
+    """w V; form: rational or softmax_square.
 
     q and -q attend alike. A query orthogonal to all its keys (all z are 0) attends uniformly, in
     either form.
     """
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        self.form = options.form
+    def __init__(self, heads: int, head_width: int, *, form: str = "rational"):
+        super().__init__(heads, head_width)
+        self.form = form
 
     def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
         """See `Attention.weights`."""

@@ -36,9 +36,9 @@ class KeyMixture(nn.Module):
 class GaussianKeysAttention(SoftmaxAttention):
     """softmax over j of log a_ij. -||q||^2 is the same for all keys of a row and left out."""
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        self.mixture = KeyMixture(arch.heads, arch.head_width)
+    def __init__(self, heads: int, head_width: int):
+        super().__init__(heads, head_width)
+        self.mixture = KeyMixture(heads, head_width)
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """See `SoftmaxAttention.scores`."""

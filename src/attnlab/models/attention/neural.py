@@ -10,14 +10,13 @@ reference that the fast paths in attnlab.kernels are checked against.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
-from attnlab.activations import ACTIVATIONS
-from attnlab.kernels import neural_attention
-from attnlab.masking import at_least_float32, without_autocast
+from attnlab.functional import ACTIVATIONS, at_least_float32, without_autocast
+from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
 
 Projections = tuple[HeadLinear, HeadLinear] | None
@@ -94,22 +93,39 @@ class ScoreNetwork(nn.ModuleList):
 
 
 class NeuralAttention(SoftmaxAttention):
-    """Neural Attention with any number of hidden layers in the score network."""
+    """Neural Attention with any number of hidden layers in the score network.
 
-    def __init__(self, options, arch):
-        super().__init__(options, arch)
-        groups = arch.heads if options.per_head else 1
-        head_width = arch.head_width
-        width = options.d_prime or head_width
-        if options.d_prime:
-            self.project_q = HeadLinear(groups, head_width, width, options.projection_bias)
-            self.project_k = HeadLinear(groups, head_width, width, options.projection_bias)
-        self.projected = bool(options.d_prime)
+    d_prime: P, width of projected queries and keys, None for no projection; hidden: widths of the
+    hidden layers, None for [2 P]; activation: of ACTIVATIONS; score_scale: divide scores by
+    sqrt(D); per_head: projections and a network for each head instead of one for all;
+    projection_bias: W_q and W_k with a bias; backend: see `kernels.api.neural_attention`.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_width: int,
+        *,
+        d_prime: int | None = 2,
+        hidden: Sequence[int] | None = None,
+        activation: str = "relu",
+        score_scale: bool = True,
+        per_head: bool = False,
+        projection_bias: bool = False,
+        backend: str = "auto",
+    ):
+        super().__init__(heads, head_width)
+        groups = heads if per_head else 1
+        width = d_prime or head_width
+        if d_prime:
+            self.project_q = HeadLinear(groups, head_width, width, projection_bias)
+            self.project_k = HeadLinear(groups, head_width, width, projection_bias)
+        self.projected = bool(d_prime)
         self.score_network = ScoreNetwork(
-            groups, [2 * width, *options.hidden, 1], options.activation
+            groups, [2 * width, *(hidden or [2 * width]), 1], activation
         )
-        self.scale = 1 / math.sqrt(head_width) if options.score_scale else 1.0
-        self.backend = options.backend
+        self.scale = 1 / math.sqrt(head_width) if score_scale else 1.0
+        self.backend = backend
 
     @property
     def project(self) -> Projections:

@@ -8,22 +8,22 @@ import sys
 
 import torch
 
-from attnlab.config import Config
+from attnlab.config.schema import Runtime
 from attnlab.errors import BadInput
-from attnlab.launch import local_rank
+from attnlab.runtime.torchrun import local_rank
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def choose_device(cfg: Config) -> torch.device:
+def choose_device(runtime: Runtime) -> torch.device:
     """The device of runtime.device, ready for deterministic work; auto prefers cuda."""
-    name = cfg.runtime.device
+    name = runtime.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"runtime.device=cuda: {cuda_obstacle()}; available: cpu")
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
     if name == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to repeat
         torch.use_deterministic_algorithms(True)
@@ -47,10 +47,10 @@ def cuda_obstacle() -> str:
     return "no CUDA device here"
 
 
-def chosen_because(cfg: Config, device: torch.device) -> str:
+def chosen_because(runtime: Runtime, device: torch.device) -> str:
     """Why a run is on its device."""
-    if cfg.runtime.device != "auto":
-        return f"runtime.device={cfg.runtime.device}"
+    if runtime.device != "auto":
+        return f"runtime.device={runtime.device}"
     return "CUDA is usable" if device.type == "cuda" else f"CUDA is not: {cuda_obstacle()}"
 
 

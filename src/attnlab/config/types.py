@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 LARGEST = 2**31 - 1  # of any size or count: further on, integers overflow in torch
 
 
-def nameable(path: str) -> str:
+def valid_path(path: str) -> str:
     """The path itself. Errors: `ValueError` if no file can have it as its name."""
     try:
         os.stat(Path(path).expanduser())
@@ -27,10 +27,10 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
-PathName = Annotated[str, Field(min_length=1), AfterValidator(nameable)]
+PathName = Annotated[str, Field(min_length=1), AfterValidator(valid_path)]
 
 
 class Section(BaseModel):
     """A section of the configuration: only known keys, only their own types, no nan or inf."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

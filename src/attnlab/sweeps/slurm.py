@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnlab.errors import BadInput
-from attnlab.sweep import Job, command, ending, summarize
+from attnlab.sweeps.jobs import Job, command, ending, summarize
 
 PREEMPTED = "SUBMITIT_PREEMPT_SIGNAL"  # submitit: the signal before the end of a job's time
 REQUEUES = 1000  # how often a job whose time ended may be queued again

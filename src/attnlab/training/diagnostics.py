@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.data.symbols import UNSCORED
-from attnlab.masking import causal_mask, masked_softmax
+from attnlab.functional import causal_mask, masked_softmax
 from attnlab.models.attention.base import SoftmaxAttention
 from attnlab.models.attention.neural import NeuralAttention
 

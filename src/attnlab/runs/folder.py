@@ -4,27 +4,17 @@ configuration.
 
 import contextlib
 import json
-import logging
 import os
-import platform
-import socket
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from attnlab.config import ADDED, CODE_VERSION, PLACE, Config, can_change_result
+from attnlab.config.schema import ADDED, PLACE, Config, can_change_result
 from attnlab.errors import BadInput
-from attnlab.lock import Lock
-
-PROGRESS = logging.getLogger("attnlab.progress")  # for train.log only: a terminal has its bar
-PROGRESS.propagate = False
-Check = Callable[[Path], object]  # reads a file back, and raises if it is not whole
+from attnlab.runs.files import Check, Ledger, flatten, write_atomic
+from attnlab.runs.lock import Lock
 
 
 class RunFolder:
@@ -149,143 +139,3 @@ class RunFolder:
     def ledger(self, name: str) -> "Ledger":
         """One of the folder's ledgers, for writing."""
         return Ledger(self.path / name, self.may_write)
-
-
-class LogFile(logging.FileHandler):
-    """train.log: what a run says, with times, and its progress, over all its starts. Nothing ends
-    if it cannot be written.
-    """
-
-    def __init__(self, folder: RunFolder):
-        super().__init__(folder.path / "train.log", delay=True)
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self.folder = folder
-        self.loggers = [logging.getLogger("attnlab"), PROGRESS]
-
-    def __enter__(self) -> "LogFile":
-        for logger in self.loggers if self.folder.writes else ():
-            logger.addHandler(self)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for logger in self.loggers:
-            logger.removeHandler(self)
-        self.close()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
-        with contextlib.suppress(OSError):
-            super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk ends the run by what must be written, with its own message."""
-
-
-class Ledger:
-    """A file of JSON rows, each with its step: metrics.jsonl, timing.jsonl."""
-
-    def __init__(self, path: Path, may_write: Callable[[], bool] = lambda: True):
-        self.path, self.may_write = path, may_write
-
-    def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; a torn last line (a kill in the middle of writing) is left out."""
-        if not self.path.is_file():
-            return []
-        lines = self.path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def rewind(self, step: int) -> None:
-        """Drop what was written after `step`: the resumed run writes it again."""
-        if not self.may_write():
-            return
-        kept = [row for row in self.rows() if row["step"] <= step]
-        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def append(self, row: dict[str, Any], sync: bool = False) -> None:
-        """Add a row; with sync it is on disk when this returns."""
-        if not self.may_write():
-            return
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -> None:
-    """Replace a file so that, whatever happens, either the old or the new content is there.
-
-    check: reads the new file back before it takes the place of the old one, and raises if it is
-    not as it should be.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        if check:
-            check(part)
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def environment(device) -> dict[str, Any]:
-    """What env.json says: code, versions, machine, command."""
-    import numpy
-    import torch
-
-    root = Path(__file__).resolve().parents[2]
-    commit = _git(root, "rev-parse", "HEAD")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {
-        "command": sys.argv,
-        "git_commit": commit,
-        "git_dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
-        "code_version": CODE_VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "numpy": numpy.__version__,
-        "device": device.type,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "host": socket.gethostname(),
-    }
-
-
-def processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
-
-
-def _git(root: Path, *command: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

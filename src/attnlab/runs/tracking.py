@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attnlab.config import Config
-from attnlab.folder import write_atomic
-from attnlab.net import reachable
+from attnlab.config.schema import Config
+from attnlab.runs.files import write_atomic
+from attnlab.runtime.network import reachable
 
 log = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnlab.config import Config
+from attnlab.config.schema import Config
 from attnlab.data.loader import build_data
-from attnlab.device import choose_device
 from attnlab.errors import BadInput
-from attnlab.folder import write_atomic
-from attnlab.generate import language_model
-from attnlab.report.naming import slug
-from attnlab.run import build, same_data
+from attnlab.inspection.generate import language_model
+from attnlab.run import build
+from attnlab.runs.files import slug, write_atomic
+from attnlab.runtime.device import choose_device
 from attnlab.training import checkpoint
+from attnlab.training.resume import same_data
 
 LONGEST = 200  # characters of a text in a message or a caption
 LONGEST_NAME = 60  # and in a file name
@@ -138,7 +138,7 @@ def _layers(said: str, path: Path, cfg: Config) -> list[int]:
 
 
 def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
-    device = choose_device(cfg)
+    device = choose_device(cfg.runtime)
     tokenizer, model = language_model(cfg, path, device)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     most = cfg.data.sequence_length
@@ -152,7 +152,7 @@ def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
 
 
 def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
-    device, data = choose_device(cfg), build_data(cfg)
+    device, data = choose_device(cfg.runtime), build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     images = data.evaluation("test")
     if not 0 <= index < len(images):
         raise BadInput(

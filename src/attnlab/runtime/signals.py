@@ -27,7 +27,7 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
 
     def request(signum, frame):
         stop.signum = signum
-        for s in heeded() if second_acts else ():
+        for s in active_signals() if second_acts else ():
             signal.signal(s, signal.SIG_DFL)
 
     with handled_by(request, after_an_error=not second_acts):
@@ -37,7 +37,7 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
 @contextlib.contextmanager
 def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None]:
     """While open, stop signals call `handler`; and from then on, if an error ends it."""
-    before = {s: signal.signal(s, handler) for s in heeded()}
+    before = {s: signal.signal(s, handler) for s in active_signals()}
     try:
         yield
     except Exception:
@@ -49,6 +49,6 @@ def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None
             signal.signal(s, previous)
 
 
-def heeded() -> list[signal.Signals]:
+def active_signals() -> list[signal.Signals]:
     """The stop signals without those that the user chose to ignore (nohup)."""
     return [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]

@@ -1,15 +1,27 @@
-"""The model section of the configuration: one class for each mechanism that has options."""
+"""The model section of the configuration: one class for each mechanism that has options.
+
+`implementation` is the mechanism's file and class in attnlab.models.attention. It is imported only
+when a model is built: the configuration is checked before torch is there.
+"""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
-from attnlab.fields import Count, Name, PositiveInt, Section
-from attnlab.models.attention import ATTENTION
+from attnlab.config.types import Count, Name, PositiveInt, Section
 
 Layers = Literal["all", "inner"] | Annotated[list[Count], Field(min_length=1)]
 Backend = Literal["auto", "eager", "chunked", "cpp", "triton"]
+
+# Mechanisms without options: a new one is its file, a line here and a YAML in configs/model. One
+# with options is a section below, named in WithSection.
+PLAIN = {
+    "cog": "cog.CogAttention",
+    "gaussian_keys": "gaussian_keys.GaussianKeysAttention",
+    "uniform": "uniform.UniformAttention",
+    "identity": "identity.IdentityAttention",
+}
 
 
 class Mechanism(Section):
@@ -18,6 +30,11 @@ class Mechanism(Section):
     name: Name
     mechanism: str
     layers_key: ClassVar[str] = "layers"
+    implementation: ClassVar[str]
+
+    def arguments(self, arch) -> dict[str, Any]:
+        """Keyword arguments of the implementation, beside heads and head width."""
+        return self.model_dump(exclude={"name", "mechanism", self.layers_key})
 
     def applies(self, depth: int) -> list[int]:
         """The layers of a body of this depth that have the mechanism: `all` and `inner` (all but
@@ -45,17 +62,27 @@ class Mechanism(Section):
         if len(set(layers)) < len(layers):
             yield f"{key}={layers}: a layer is named twice"
 
-    def fill(self, arch, protocol: str) -> None:
-        """Put in what follows from the other keys, so that config.yaml says what was run."""
+    def defaults(self, arch, protocol: str) -> dict[str, Any]:
+        """Values of the keys that follow from other ones."""
         if hasattr(self, self.layers_key):
-            setattr(self, self.layers_key, self.applies(arch.layers))
+            return {self.layers_key: self.applies(arch.layers)}
+        return {}
+
+    def resolved(self, arch, protocol: str) -> Self:
+        """The section with `defaults` put in, so that config.yaml says what was run."""
+        return self.model_copy(update=self.defaults(arch, protocol))
 
 
 class DotProduct(Mechanism):
     mechanism: Literal["dot_product"]
+    implementation: ClassVar[str] = "dot.DotProductAttention"
+
+    def arguments(self, arch) -> dict[str, Any]:
+        """See `Mechanism`."""
+        return {"qk_norm": arch.qk_norm}
 
 
-class DotProductWide(Mechanism):
+class DotProductWide(DotProduct):
     mechanism: Literal["dot_product_wide"]
     ffn_extra: PositiveInt
 
@@ -68,6 +95,11 @@ class QKNorm(Mechanism):
     mechanism: Literal["qk_norm"]
     layers: Layers
     gain: bool
+    implementation: ClassVar[str] = "dot.DotProductAttention"
+
+    def arguments(self, arch) -> dict[str, Any]:
+        """See `Mechanism`; in these layers whatever arch.qk_norm says."""
+        return {"qk_norm": "rms_gain" if self.gain else "rms"}
 
 
 class Neural(Mechanism):
@@ -81,6 +113,7 @@ class Neural(Mechanism):
     projection_bias: bool
     backend: Backend
     layers_key: ClassVar[str] = "neural_layers"
+    implementation: ClassVar[str] = "neural.NeuralAttention"
 
     def contradictions(self, arch) -> Iterator[str]:
         """See `Mechanism`."""
@@ -93,13 +126,12 @@ class Neural(Mechanism):
             yield "model.projection_bias=true: model.d_prime=null has no projection"
         yield from super().contradictions(arch)
 
-    def fill(self, arch, protocol: str) -> None:
+    def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """See `Mechanism`."""
-        super().fill(arch, protocol)
-        if self.hidden is None:
-            d_prime = self.d_prime or arch.head_width
-            paper = protocol == "paper"
-            self.hidden = [2 * d_prime] if paper else [d_prime, max(1, d_prime // 2)]
+        d_prime = self.d_prime or arch.head_width
+        released = [d_prime, max(1, d_prime // 2)]
+        hidden = self.hidden or ([2 * d_prime] if protocol == "paper" else released)
+        return super().defaults(arch, protocol) | {"hidden": hidden}
 
 
 class Additive(Mechanism):
@@ -108,17 +140,18 @@ class Additive(Mechanism):
     hidden: PositiveInt | None
     per_head: bool
     backend: Backend
+    implementation: ClassVar[str] = "additive.AdditiveAttention"
 
-    def fill(self, arch, protocol: str) -> None:
+    def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """See `Mechanism`."""
-        super().fill(arch, protocol)
-        self.hidden = self.hidden or arch.head_width
+        return super().defaults(arch, protocol) | {"hidden": self.hidden or arch.head_width}
 
 
 class Expressive(Mechanism):
     mechanism: Literal["expressive"]
     layers: Layers
     form: Literal["rational", "softmax_square"]
+    implementation: ClassVar[str] = "expressive.ExpressiveAttention"
 
 
 class Dagpam(Mechanism):
@@ -128,23 +161,25 @@ class Dagpam(Mechanism):
     lambda_minus: float
     trainable: bool
     per_head: bool
-
-
-WithSection = DotProduct | DotProductWide | QKNorm | Neural | Additive | Expressive | Dagpam
-
-
-def _named(section: type[Mechanism]) -> str:
-    return get_args(section.model_fields["mechanism"].annotation)[0]
-
-
-WITHOUT_SECTION = sorted(ATTENTION.keys() - set(map(_named, get_args(WithSection))))
+    implementation: ClassVar[str] = "dagpam.DualAttention"
 
 
 class Plain(Mechanism):
-    """Every mechanism of ATTENTION without a section of its own."""
+    """Every mechanism of PLAIN."""
 
-    mechanism: Literal[*WITHOUT_SECTION]
+    mechanism: Literal[*PLAIN]
     layers: Layers
 
+    @property
+    def implementation(self) -> str:
+        """See the module."""
+        return PLAIN[self.mechanism]
 
+
+WithSection = DotProduct | DotProductWide | QKNorm | Neural | Additive | Expressive | Dagpam
 Model = Annotated[WithSection | Plain, Field(discriminator="mechanism")]
+MECHANISMS = {
+    name
+    for section in (*get_args(WithSection), Plain)
+    for name in get_args(section.model_fields["mechanism"].annotation)
+}

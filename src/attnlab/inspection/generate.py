@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from attnlab.config import Config
+from attnlab.config.schema import Config
 from attnlab.data.tokenizer import load_tokenizer
 from attnlab.errors import BadInput
 from attnlab.models.transformer import build_model
@@ -59,9 +59,16 @@ def language_model(cfg: Config, folder: Path, device: torch.device):
     file = folder / "tokenizer.json"
     tokenizer = load_tokenizer(file, str(file))
     vocab = tokenizer.get_vocab_size()
-    model = build_model(cfg, vocab, vocab, cfg.data.sequence_length).to(device).eval()
+    model = build_model(
+        cfg.arch,
+        cfg.model,
+        cfg.seed,
+        inputs=vocab,
+        outputs=vocab,
+        tokens=cfg.data.sequence_length,
+    )
     checkpoint.fill(model, best, folder)
-    return tokenizer, model
+    return tokenizer, model.to(device).eval()
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:

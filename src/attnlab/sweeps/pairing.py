@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
-from attnlab.config import PER_ARM, UNHASHED, Config
+from attnlab.config.schema import PER_ARM, UNHASHED, Config
 from attnlab.data.loader import Order
 from attnlab.errors import BadInput
-from attnlab.folder import flatten
 from attnlab.models.transformer import build_model
-from attnlab.sweep import Job
+from attnlab.runs.files import flatten
+from attnlab.sweeps.jobs import Job
 
 OWN = (".attention.mechanism", ".ffn_extra")  # in a module's name: what arms may differ in
 MODEL = "model."  # in a key of the configuration: the same
@@ -60,7 +60,7 @@ def model_differences(a: nn.Module, b: nn.Module) -> Iterator[Difference]:
             yield name, f"{ours} | {theirs}"
 
 
-def say_equal(jobs: Iterable[Job]) -> None:
+def check_arms(jobs: Iterable[Job]) -> None:
     """Compare the arms of every comparison in a sweep, the jobs that differ only by what was typed
     for the model, and print what was found.
 
@@ -89,7 +89,9 @@ def say_equal(jobs: Iterable[Job]) -> None:
 def _small(cfg: Config) -> nn.Module:
     """The model as configured, but for as few tokens, words and classes as show any difference."""
     patch = getattr(cfg.arch, "patch_size", 0)
-    return build_model(cfg, inputs=3 * patch**2 or 64, outputs=64, tokens=64)
+    return build_model(
+        cfg.arch, cfg.model, cfg.seed, inputs=3 * patch**2 or 64, outputs=64, tokens=64
+    )
 
 
 def _shared_parts(model: nn.Module) -> Iterator[tuple[str, object]]:

@@ -6,10 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from attnlab.config import Config
+from attnlab.config.mechanisms import MECHANISMS, PLAIN
+from attnlab.config.schema import Config
 from attnlab.errors import BadInput
-from attnlab.models.attention import ATTENTION
-from attnlab.options import WITHOUT_SECTION
 
 TAGS = {
     "lm",
@@ -17,7 +16,7 @@ TAGS = {
     "text",
     "image",
     "symbols",
-    *ATTENTION,
+    *MECHANISMS,
 }  # how pydantic names a section's variants
 
 
@@ -45,14 +44,10 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     key = ".".join(p for p in loc if "[" not in p)
     if error["type"] == "value_error" and not loc:
         return "", str(error["ctx"]["error"])
-    if (
-        error["type"] == "extra_forbidden"
-        and loc[0] == "model"
-        and error["loc"][1] in WITHOUT_SECTION
-    ):
+    if error["type"] == "extra_forbidden" and loc[0] == "model" and error["loc"][1] in PLAIN:
         return f"{key}: ", (
             f"mechanism={error['loc'][1]} has no option but model.layers; options of its own need "
-            "a section in src/attnlab/options.py, named in WithSection"
+            "a section in src/attnlab/config/mechanisms.py, named in WithSection"
         )
     if error["type"] == "extra_forbidden":
         return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")

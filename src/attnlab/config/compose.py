@@ -7,12 +7,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from attnlab.config import ADDED, Config
+from attnlab.config.messages import validate
+from attnlab.config.schema import ADDED, Config
+from attnlab.config.types import valid_path
 from attnlab.errors import BadInput
-from attnlab.fields import nameable
-from attnlab.validation import validate
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
@@ -37,7 +37,7 @@ def run_path(cfg: Config, chosen: str) -> Path:
     if Path(chosen) == Path():
         return Path(cfg.folder)
     try:
-        return Path(nameable(chosen))
+        return Path(valid_path(chosen))
     except ValueError as error:
         raise BadInput(f"hydra.run.dir={chosen}: {error}") from None
 

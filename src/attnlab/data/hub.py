@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attnlab.data.cache import file_digest
 from attnlab.errors import BadInput
-from attnlab.net import prepare_hub
+from attnlab.runtime.network import prepare_hub
 
 STRINGS = ("string", "large_string")
 

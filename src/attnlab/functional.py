@@ -1,4 +1,5 @@
-"""Which keys a query sees, the softmax over them, and the precision of both.
+"""Functions that mechanisms and kernels share: masks, the softmax over visible keys, precision,
+activations.
 
 Shapes: N queries, M keys.
 """
@@ -7,7 +8,17 @@ import contextlib
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# Activations of score networks, by their names in the configuration.
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "leaky_relu": F.leaky_relu,
+}
 
 
 def causal_mask(n: int, m: int, device: torch.device) -> Tensor:
@@ -37,3 +48,11 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     if torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def constant_in_graphs(function):
+    """Mark a function whose result torch.compile may take for a constant, as
+    torch.compiler.assume_constant_result does; importing that takes a second of every start.
+    """
+    function._dynamo_marked_constant = True
+    return function

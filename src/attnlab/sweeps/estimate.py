@@ -12,13 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.benchmark import training_step
-from attnlab.config import UNHASHED, Config
+from attnlab.benchmarks.training_step import training_step
+from attnlab.config.schema import UNHASHED, Config
 from attnlab.data.loader import build_data
-from attnlab.device import choose_device
-from attnlab.folder import Ledger
-from attnlab.prepare import key, prepare
-from attnlab.sweep import Job
+from attnlab.runs.files import Ledger
+from attnlab.runtime.device import choose_device
+from attnlab.sweeps.jobs import Job
+from attnlab.sweeps.prepare import key, prepare
 from attnlab.training.meter import peak_memory_mib, reset_peak_memory
 from attnlab.training.trainer import total_steps
 
@@ -47,7 +47,7 @@ def kind(cfg: Config) -> str:
 
 def calibrate(cfg: Config) -> Cost | str:
     """Measure one kind of run in a process of its own, or say in one line why that failed."""
-    command = [sys.executable, "-m", "attnlab.estimate"]
+    command = [sys.executable, "-m", "attnlab.sweeps.estimate"]
     done = subprocess.run(command, input=cfg.model_dump_json(), capture_output=True, text=True)
     if done.returncode == 0:
         return Cost(**json.loads(done.stdout))
@@ -62,8 +62,8 @@ def measure(cfg: Config) -> Cost:
     """
     with contextlib.suppress(OSError):  # if memory ends, this process goes and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    device = choose_device(cfg)
-    shape = build_data(cfg).shape(cfg.arch)
+    device = choose_device(cfg.runtime)
+    shape = build_data(cfg.data, cfg.seed, cfg.runtime.cache).shape(cfg.arch)
     reset_peak_memory(device)
     step, model = training_step(cfg, device, shape)
     step()
@@ -77,7 +77,7 @@ def measure(cfg: Config) -> Cost:
 def steps_to_go(job: Job, samples: int) -> int:
     """Updates that a run on so many training samples still has before it."""
     done = [row["step"] for row in Ledger(job.path / "metrics.jsonl").rows()]
-    return total_steps(job.cfg, samples) - max(done, default=0)
+    return total_steps(job.cfg.trainer, samples) - max(done, default=0)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable
 
 from attnlab.cli import exit_on_failure
-from attnlab.config import Config
+from attnlab.config.schema import Config
 from attnlab.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
     if not distinct:
         return {}
     lines = "".join(cfg.model_dump_json() + "\n" for cfg in distinct.values())
-    command = [sys.executable, "-m", "attnlab.prepare"]
+    command = [sys.executable, "-m", "attnlab.sweeps.prepare"]
     done = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise BadInput(f"preparing the data ended with exit code {done.returncode}")
@@ -49,7 +49,9 @@ def main() -> None:
     problems, samples = [], []
     for line in sys.stdin:
         try:
-            samples.append(len(build_data(Config.model_validate_json(line)).train()))
+            cfg = Config.model_validate_json(line)
+            data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
+            samples.append(len(data.train()))
         except BadInput as error:
             problems.append(str(error))
     print(json.dumps({"problems": list(dict.fromkeys(problems)), "samples": samples}))

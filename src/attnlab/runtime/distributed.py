@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnlab.config import Config, Trainer
+from attnlab.config.schema import Config, Trainer
 from attnlab.errors import BadInput
-from attnlab.launch import local_rank
+from attnlab.runtime.torchrun import local_rank
 
 T = TypeVar("T")
 
@@ -30,13 +30,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes were started together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextlib.contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """While open, the processes that torchrun started work together; gloo on CPU, else NCCL."""
     if local_rank() is None:
         yield
@@ -52,7 +52,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error: another process may not answer any more
 
 
-def quiet(cfg: Config) -> Config:
+def quiet_unless_main(cfg: Config) -> Config:
     """For all but the first process: without W&B and progress bar."""
     if rank() == 0:
         return cfg
@@ -63,12 +63,12 @@ def quiet(cfg: Config) -> Config:
 
 def micro_batch(options: Trainer) -> int:
     """Samples that a process takes at a time."""
-    return options.micro_batch_size or max(1, options.batch_size // size())
+    return options.micro_batch_size or max(1, options.batch_size // world_size())
 
 
-def check(options: Trainer) -> None:
+def check_micro_batches(options: Trainer) -> None:
     """Errors: `BadInput` if the micro-batches of a step do not divide among the processes."""
-    micro, processes = micro_batch(options), size()
+    micro, processes = micro_batch(options), world_size()
     if options.batch_size % (micro * processes):
         raise BadInput(
             f"trainer.batch_size={options.batch_size}: must be a multiple of the {processes} "
@@ -77,71 +77,71 @@ def check(options: Trainer) -> None:
 
 
 @contextlib.contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process does what is inside before the others do."""
     if rank():
         dist.barrier()
     yield
-    if size() > 1 and rank() == 0:
+    if world_size() > 1 and rank() == 0:
         dist.barrier()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here."""
-    if size() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def of_first(value: T) -> T:
+def broadcast_from_main(value: T) -> T:
     """What the first process has, in each."""
     box = [value]
-    if size() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
 
 
-def add(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Sum over processes, the same in each."""
-    if size() > 1:
+    if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
-def add_count(count: int, device: torch.device) -> int:
+def all_reduce_count(count: int, device: torch.device) -> int:
     """Sum of a whole number over processes."""
-    if size() == 1:
+    if world_size() == 1:
         return count
-    return int(add(torch.tensor(count, device=device)))
+    return int(all_reduce_sum(torch.tensor(count, device=device)))
 
 
-def agree(signum: int, device: torch.device) -> int:
+def all_reduce_max(signum: int, device: torch.device) -> int:
     """The signal that any process got, or 0: all end at the same step."""
-    if size() == 1:
+    if world_size() == 1:
         return signum
     largest = torch.tensor(signum, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
-def add_totals(values: Tensor) -> Tensor:
+def all_reduce_in_order(values: Tensor) -> Tensor:
     """Sum over processes in the order of their ranks; a process that saw nothing gives a scalar
     0.
     """
-    if size() == 1:
+    if world_size() == 1:
         return values
-    parts: list = [None] * size()
+    parts: list = [None] * world_size()
     dist.all_gather_object(parts, values.cpu())
     return sum(parts, torch.zeros((), dtype=values.dtype)).to(values.device)
 
 
-def share(model: nn.Module) -> nn.Module:
+def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model to train: backward adds up the mean of its gradients over processes."""
-    if size() == 1:
+    if world_size() == 1:
         return model
     # Buffers are constants (positions), equal in every process, so they need not be sent.
     return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def accumulating(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
+def accumulate_gradients(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
     """For a backward pass: with more to come in this step, gradients need not be added up yet."""
-    return model.no_sync() if more and size() > 1 else contextlib.nullcontext()
+    return model.no_sync() if more and world_size() > 1 else contextlib.nullcontext()

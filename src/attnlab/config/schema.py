@@ -11,8 +11,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from attnlab.fields import LARGEST, Count, Name, PathName, Positive, PositiveInt, Section, Share
-from attnlab.options import Model
+from attnlab.config.mechanisms import Model
+from attnlab.config.types import (
+    LARGEST,
+    Count,
+    Name,
+    PathName,
+    Positive,
+    PositiveInt,
+    Section,
+    Share,
+)
 
 # Sections that cannot change a result; they may differ from one start of a run to the next.
 UNHASHED = {"logger", "runtime"}
@@ -187,8 +196,7 @@ class Config(Section):
     def _across(self) -> "Config":
         if problems := list(_contradictions(self)):
             raise ValueError("\n".join(problems))
-        self.model.fill(self.arch, self.protocol)
-        return self
+        return self.model_copy(update={"model": self.model.resolved(self.arch, self.protocol)})
 
     @property
     def hash(self) -> str:

@@ -1,0 +1,67 @@
+"""Time and memory of one function beside another.
+
+Every sample of a contender is taken right after one of the baseline, and the ratio of the two is
+what counts: a neighbour's load moves both.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from attnlab.runs.environment import processor
+from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
+
+SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Part of every row."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    capability = "" if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{name} {capability}".strip(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def paired(ours: Callable[[], None], base: Callable[[], None]) -> dict[str, Any]:
+    """Median ms, and median and quartiles of the ratio of paired samples."""
+    for function in (base, ours):
+        function()  # warm-up
+    times, ratios = [], []
+    began = time.perf_counter()
+    while len(ratios) < SAMPLES:
+        below, above = seconds(base), seconds(ours)
+        times.append(1000 * above)
+        ratios.append(above / below)
+        if len(ratios) >= 3 and time.perf_counter() - began > SECONDS:
+            break
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "ms": round(statistics.median(times), 3),
+        "ratio_to_sdpa": round(statistics.median(ratios), 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "samples": len(ratios),
+    }
+
+
+def seconds(function: Callable[[], None]) -> float:
+    """Duration of one call."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def extra_memory(function: Callable[[], None], device: torch.device) -> float:
+    """Peak MiB during a call above what was in use before it."""
+    function()
+    reset_peak_memory(device)
+    before = memory_mib(device)
+    function()
+    return round(peak_memory_mib(device) - before, 1)

@@ -1,0 +1,1 @@
+"""The configuration: schema, mechanisms, from overrides to a checked `Config`."""

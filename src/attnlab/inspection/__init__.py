@@ -1,0 +1,1 @@
+"""Looking into a trained model: text that it writes, attention maps."""

@@ -1,0 +1,85 @@
+"""Fused Neural Attention: one door, four ways to compute the same thing.
+
+    eager    the reference, every tensor in memory; any score network, any device
+    chunked  plain torch, some queries at a time, scores recomputed in the backward; any device
+    cpp      C++ on CPU, compiled on first use
+    triton   NVIDIA GPUs (CUDA, not ROCm)
+
+Shapes: B batch, H heads, N queries, M keys, D head width, h and h2 widths of the hidden layers.
+"""
+
+import logging
+
+from torch import Tensor
+
+from attnlab.errors import BadInput
+from attnlab.functional import causal_mask, constant_in_graphs, masked_softmax, without_autocast
+from attnlab.kernels.ops import BACKENDS, fused_attention
+from attnlab.kernels.validation import check_inputs
+
+log = logging.getLogger(__name__)
+_SAID: set[str] = set()
+FASTEST = {"cpu": "cpp", "cuda": "triton"}
+
+
+def neural_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    score_network,
+    *,
+    causal: bool,
+    scale: float,
+    project=None,
+    backend: str = "auto",
+) -> Tensor:
+    """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
+
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
+    its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear` from
+    D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
+    last query sees all keys. Returns (B, H, N, D) in the dtype of v.
+    backend: auto, eager, or one of BACKENDS.
+    Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
+    the named backend cannot serve, where auto takes the next one.
+    """
+    if backend not in ("auto", "eager", *BACKENDS):
+        allowed = ", ".join(("auto", "eager", *BACKENDS))
+        raise BadInput(f"model.backend={backend}: must be one of {allowed}")
+    check_inputs(q, k, v, score_network, project, causal)
+    if backend != "eager":
+        reason = score_network.unfusable
+        if not reason:
+            arguments = score_network.tables(q, k, scale, project)
+            backend, reason = _choose(backend, arguments, v, score_network.activation)
+        if not reason:
+            activation = score_network.activation
+            return fused_attention(*arguments, v, activation, causal, backend)[0]
+        if backend != "auto":
+            raise BadInput(f"model.backend={backend}: {reason}")
+        _say(f"Neural Attention runs by the eager reference: {reason}")
+    visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+    with without_autocast(q):  # as precise as the kernels
+        weights = masked_softmax(score_network(q, k, project) * scale, visible)
+    return weights.to(v.dtype) @ v
+
+
+def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:
+    """The backend that serves, or the reason why the named one cannot."""
+    if backend != "auto":
+        return backend, BACKENDS[backend].unsupported(*arguments, v, activation)
+    fastest = FASTEST.get(v.device.type)
+    if fastest:
+        reason = BACKENDS[fastest].unsupported(*arguments, v, activation)
+        if not reason:
+            return fastest, None
+        _say(f"Neural Attention runs by the chunked backend: {fastest}: {reason}")
+    return "chunked", BACKENDS["chunked"].unsupported(*arguments, v, activation)
+
+
+@constant_in_graphs
+def _say(message: str) -> None:
+    """Log a message, once."""
+    if message not in _SAID:
+        _SAID.add(message)
+        log.warning(message)

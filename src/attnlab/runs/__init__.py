@@ -1,0 +1,1 @@
+"""A run on disk: its folder, files, lock, environment, log and mirror."""

@@ -1,0 +1,54 @@
+"""What a run's env.json says: code, versions, machine, command."""
+
+import contextlib
+import platform
+import socket
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from attnlab.config.schema import CODE_VERSION
+
+
+def environment(device) -> dict[str, Any]:
+    """What env.json says: code, versions, machine, command."""
+    import numpy
+    import torch
+
+    root = Path(__file__).resolve().parents[3]
+    commit = _git(root, "rev-parse", "HEAD")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return {
+        "command": sys.argv,
+        "git_commit": commit,
+        "git_dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
+        "code_version": CODE_VERSION,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "numpy": numpy.__version__,
+        "device": device.type,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "host": socket.gethostname(),
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def _git(root: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

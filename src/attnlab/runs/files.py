@@ -1,0 +1,83 @@
+"""Files that are written whole or not at all, and ledgers of JSON rows."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Check = Callable[[Path], object]  # reads a file back, and raises if it is not whole
+
+
+class Ledger:
+    """A file of JSON rows, each with its step: metrics.jsonl, timing.jsonl."""
+
+    def __init__(self, path: Path, may_write: Callable[[], bool] = lambda: True):
+        self.path, self.may_write = path, may_write
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole rows; a torn last line (a kill in the middle of writing) is left out."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Drop what was written after `step`: the resumed run writes it again."""
+        if not self.may_write():
+            return
+        kept = [row for row in self.rows() if row["step"] <= step]
+        write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, row: dict[str, Any], sync: bool = False) -> None:
+        """Add a row; with sync it is on disk when this returns."""
+        if not self.may_write():
+            return
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -> None:
+    """Replace a file so that, whatever happens, either the old or the new content is there.
+
+    check: reads the new file back before it takes the place of the old one, and raises if it is
+    not as it should be.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        if check:
+            check(part)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name or an address."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")

@@ -1,0 +1,1 @@
+"""The process: device, other processes, random numbers, signals, network."""

@@ -1,0 +1,1 @@
+"""Many runs: jobs, where they run, what they need, whether their arms are comparable."""

@@ -1,0 +1,108 @@
+"""Jobs of a sweep: what is typed for each, what that means, what runs it and how it ended."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnlab.config.compose import CONFIGS, compose_config, plain, run_path
+from attnlab.config.messages import validate
+from attnlab.config.schema import Config
+from attnlab.errors import FolderInUse
+from attnlab.runs.folder import RunFolder
+
+TRAIN = CONFIGS.parent / "train.py"
+FAILED = 1  # exit code of a sweep in which a job failed
+UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
+ELSEWHERE = "runs elsewhere"  # another process has its folder, here or on another machine
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: what is typed for it, and what that means."""
+
+    overrides: tuple[str, ...]
+    cfg: Config
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The overrides in one line, without the experiment that they come from."""
+        return " ".join(o for o in self.overrides if not o.startswith(UNNAMED))
+
+    @property
+    def finished(self) -> bool:
+        """Whether result.json says so, of data that lies where it lay: else the run itself looks
+        whether it is the same.
+        """
+        folder = RunFolder(self.path, self.cfg)
+        return folder.result is not None and not folder.moved
+
+    @property
+    def failure(self) -> tuple[int, str] | None:
+        """When failed.txt was written, and its first line."""
+        file = self.path / "failed.txt"
+        if not file.is_file():
+            return None
+        return file.stat().st_mtime_ns, file.read_text().strip().partition("\n")[0]
+
+
+def compose_jobs(job_overrides: Iterable[Sequence[str]]) -> list[Job]:
+    """Jobs by their overrides. Errors: `BadInput`, those of Hydra."""
+    jobs = []
+    for overrides in job_overrides:
+        composed = compose_config(list(overrides), hydra=True)
+        cfg = validate(plain(composed))
+        jobs.append(Job(tuple(overrides), cfg, run_path(cfg, composed.hydra.run.dir)))
+    return jobs
+
+
+def with_baselines(jobs: list[Job]) -> list[Job]:
+    """The jobs, and one of dot_product for each that has none: what an ablation is compared to."""
+    wanted = {job.path: job for job in jobs}
+    for job in jobs:
+        rest = [o for o in job.overrides if not o.startswith(("model=", "model."))]
+        (baseline,) = compose_jobs([[*rest, "model=dot_product"]])
+        wanted.setdefault(baseline.path, baseline)
+    return list(wanted.values())
+
+
+def command(job: Job) -> list[str]:
+    """What runs the job in a process of its own."""
+    return [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
+
+
+def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> str:
+    """How a job's process ended, by its exit code and what it said. before: an earlier one's
+    failure.
+    """
+    if code == 0:
+        return "finished"
+    if code == FolderInUse.exit_code:
+        return ELSEWHERE
+    failure = job.failure
+    if not reason and failure and failure != before:
+        reason = failure[1]
+    return f"exit code {code} ({reason})" if reason else f"exit code {code}"
+
+
+def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
+    """Print the table of a sweep's jobs and how each ended; returns the sweep's exit code."""
+    for end, job in zip(ends, jobs, strict=True):
+        say(f"  {end:15}  {job.path}")
+    elsewhere = ends.count(ELSEWHERE)
+    finished = sum(end.startswith("finished") for end in ends)
+    say(
+        f"sweep: {finished} of {len(jobs)} finished" + f", {elsewhere} elsewhere" * bool(elsewhere)
+    )
+    if signum:
+        say("sweep stopped; the same command continues")
+        return 128 + signum
+    if finished + elsewhere < len(jobs):
+        return FAILED
+    return FolderInUse.exit_code if elsewhere else 0
+
+
+def say(line: str) -> None:
+    """Print a line at once, also where stdout is a file."""
+    print(line, flush=True)

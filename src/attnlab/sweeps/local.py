@@ -1,0 +1,98 @@
+"""Sweeps: one process a job, so that nothing leaks between jobs and none takes the others down.
+
+What is finished is skipped, what was interrupted goes on, and a failure is said at once and does
+not stop the rest.
+"""
+
+import os
+import queue
+import subprocess
+import tempfile
+import time
+
+from joblib import Parallel, delayed
+
+from attnlab.runtime.signals import handled_by
+from attnlab.runtime.torchrun import REASON
+from attnlab.sweeps.jobs import ELSEWHERE, Job, command, ending, say, summarize
+
+
+def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
+    """Run jobs by train.py, `n_jobs` at a time, each of these with the next GPU in turn; prints a
+    line when a job starts and ends, and a table last.
+
+    Returns 0; FAILED; FolderInUse's code if all that is missing runs elsewhere; 128 + n after
+    signal n: it goes on to the running jobs, which save, and no other is started.
+    """
+    crew = Crew(n_jobs)
+    ends: dict[int, str] = {}
+    with handled_by(crew.forward):
+        for _ in range(2):  # what runs elsewhere is looked at again when all others are done
+            left = [i for i in range(len(jobs)) if ends.get(i, ELSEWHERE) == ELSEWHERE]
+            run = (delayed(_one)(crew, jobs[i], f"job {i + 1} of {len(jobs)}") for i in left)
+            ends |= zip(left, Parallel(n_jobs, backend="threading")(run), strict=True)
+    return summarize(jobs, [ends[i] for i in range(len(jobs))], crew.signum)
+
+
+def _one(crew: "Crew", job: Job, number: str) -> str:
+    """Run one job, unless it is done or the sweep is to stop; how it ended."""
+    label = f"{number}: {job.name}"
+    if job.finished:
+        say(f"{label}: finished before")
+        return "finished before"
+    if crew.signum:
+        return "not started"
+    say(f"{label}: starts")
+    began, before = time.monotonic(), job.failure
+    end = ending(*crew.run(command(job)), job, before)
+    say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
+    return end
+
+
+class Crew:
+    """Up to so many processes at a time. What asks the sweep to stop is handed on to all."""
+
+    def __init__(self, size: int):
+        self.signum = 0
+        self._running: set[subprocess.Popen] = set()
+        self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
+        gpus = visible_gpus() if size > 1 else []
+        for place in range(size):
+            gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
+            self._places.put(gpu)
+
+    def run(self, command: list[str]) -> tuple[int, str]:
+        """The exit code of a command, run in a free place, and the first line of why it failed."""
+        place = self._places.get()
+        try:
+            with tempfile.NamedTemporaryFile("r", prefix="attnlab-") as reason:
+                code = self._run(command, {**place, REASON: reason.name})
+                return code, reason.read().partition("\n")[0]
+        finally:
+            self._places.put(place)
+
+    def _run(self, command: list[str], environment: dict[str, str]) -> int:
+        # In a session of its own it gets a terminal's Ctrl-C from here, once, as it should
+        process = subprocess.Popen(command, env=os.environ | environment, start_new_session=True)
+        self._running.add(process)
+        if self.signum:
+            process.send_signal(self.signum)
+        code = process.wait()
+        self._running.discard(process)
+        return code
+
+    def forward(self, signum: int, frame) -> None:
+        """Hand a signal on to what runs."""
+        self.signum = signum
+        for process in list(self._running):
+            process.send_signal(signum)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that jobs may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]

@@ -1,0 +1,67 @@
+"""What must be as it was when a run goes on, and what is said where it is not."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from attnlab.data.loader import Data
+from attnlab.errors import BadInput
+from attnlab.runs.folder import RunFolder
+from attnlab.runtime import distributed
+from attnlab.training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def same_data(then: str, data: Data, path: Path) -> None:
+    """Errors: `BadInput` if a run was trained on data of another fingerprint than there is now."""
+    if then != data.fingerprint:
+        raise BadInput(
+            f"run folder {path}: was trained on data with fingerprint {then}, which is now "
+            f"{data.fingerprint}; restore the data, or start in another folder (hydra.run.dir=)"
+        )
+
+
+def same_processes(state: dict[str, Any], path: Path) -> None:
+    """Errors: `BadInput` if a checkpoint was made by another number of processes: sums would be
+    rounded differently from there on.
+    """
+    then, now = state.get("processes", 1), distributed.world_size()
+    if then != now:
+        start = f"torchrun --nproc-per-node={then} train.py" if then > 1 else "python train.py"
+        raise BadInput(
+            f"run folder {path}: was trained by {then} process(es), now there are {now}; "
+            f"continue with {start}, or start in another folder"
+        )
+
+
+def same_best(state: dict[str, Any], folder: RunFolder) -> None:
+    """Errors: `BadInput` if the best checkpoint so far is lost: before training goes on."""
+    if state.get("best"):
+        try:
+            checkpoint.load_best(folder.checkpoints)
+        except BadInput as error:
+            raise BadInput(f"{error}; move the run folder away to start from step 0") from None
+
+
+def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The environment, and under `before` those of earlier starts in other ones. Says what is not
+    as when the run began and may round sums differently.
+    """
+    try:
+        then = json.loads((path / "env.json").read_text())
+    except (OSError, ValueError):
+        return env
+    before = then.pop("before", [])
+    if any(then.get(key) != env[key] for key in env if key != "command"):
+        before = [*before, then]
+    if not before:
+        return env
+    for key in ("torch", "device_name", "threads"):
+        if before[0].get(key) != env[key]:
+            log.warning(
+                "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
+                *(path, key, before[0].get(key), env[key]),
+            )
+    return {**env, "before": before}

@@ -1,0 +1,102 @@
+"""One update of the weights: micro-batches, loss, gradients, clipping, optimizer."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnlab.config.schema import Trainer
+from attnlab.data.symbols import UNSCORED
+from attnlab.runtime import distributed
+from attnlab.runtime.seeding import reseed
+from attnlab.training.evaluate import to_device
+from attnlab.training.meter import Meter
+
+DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Update:
+    """Updates of a model by the micro-batches of one step after another.
+
+    The random numbers of a micro-batch depend on the seed, its step and its place in the step. The
+    loss of a step is the mean over all its targets, however these are divided into micro-batches
+    and among processes. inputs: those of the last micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        options: Trainer,
+        seed: int,
+    ):
+        self.model, self.optimizer, self.scaler = model, optimizer, scaler
+        self.options, self.seed = options, seed
+        self.device = next(model.parameters()).device
+        self.autocast = precision(options, self.device)
+        self.inputs: Tensor | None = None
+
+    def __call__(
+        self, step: int, lr: float, batches: Iterator, meter: Meter
+    ) -> tuple[float, float, bool]:
+        """Take this process's micro-batches of a step from `batches` and update the weights.
+
+        Returns the loss, the norm of its gradient before clipping, and whether both are finite (in
+        fp16 the norm may overflow, which lowers the scale of the loss): otherwise nothing was
+        updated.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        per_step = self.options.batch_size // distributed.micro_batch(self.options)
+        mine = range(distributed.rank(), per_step, distributed.world_size())
+        meter.fetching()
+        fetched = [next(batches) for _ in mine]
+        meter.fetched()
+        counts = [scored(targets) for _, targets, *_ in fetched]
+        total = distributed.all_reduce_count(sum(counts), self.device)
+        loss = torch.zeros((), device=self.device)
+        for micro, count, batch in zip(mine, counts, fetched, strict=True):
+            self.inputs, targets, *_ = to_device(batch, self.device)
+            reseed(self.device, self.seed, "dropout", step, micro)
+            more = micro != mine[-1]
+            with distributed.accumulate_gradients(self.model, more):
+                with self.autocast():
+                    mean = training_loss(self.model(self.inputs), targets)
+                # where micro-batches score equally many this is mean / per_step, to the bit
+                part = mean / (total / count)
+                # gradients become their mean over processes, and are to be their sum
+                self.scaler.scale(part * distributed.world_size()).backward()
+            loss += part.detach()
+        self.scaler.unscale_(self.optimizer)
+        limit = self.options.grad_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        value = distributed.all_reduce_sum(loss).item()
+        overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        finite = math.isfinite(value) and (math.isfinite(norm) or overflow)
+        if finite:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return value, norm, finite
+
+
+def training_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C)."""
+    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
+
+
+def scored(targets: Tensor) -> int:
+    """How many targets the loss is a mean over."""
+    return int((targets != UNSCORED).sum())
+
+
+def precision(options: Trainer, device: torch.device):
+    """A factory of autocast contexts for trainer.precision."""
+    if options.precision == "fp32":
+        return contextlib.nullcontext
+    return partial(torch.autocast, device.type, DTYPE[options.precision])
