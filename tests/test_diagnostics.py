@@ -25,7 +25,7 @@ from attnlab.training.diagnostics import (
     of_weights,
     saturation,
 )
-from attnlab.training.trainer import Selection
+from attnlab.training.selection import Selection
 from attnlab.training.update import training_loss
 
 PLACES = ("input", "0", "1")
@@ -330,10 +330,9 @@ def runs(cache, tmp_path_factory):
     """
     root, last = tmp_path_factory.mktemp("diagnosed"), {}
     for model in ("dot_product", "dagpam"):
-        cfg = smoke(cache, "data=digits", f"model={model}", "trainer.diagnostics=true")
         for seed in (0, 1):
-            cfg.seed = seed
-            run(cfg, root / f"{model}{seed}")
+            words = ("data=digits", f"model={model}", f"seed={seed}", "trainer.diagnostics=true")
+            run(smoke(cache, *words), root / f"{model}{seed}")
             rows = [row for row in metrics(root / f"{model}{seed}") if row.keys() >= KEYS]
             last.setdefault(model, []).append(rows[-1])
     report(root, root / "report")

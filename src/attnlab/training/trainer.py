@@ -20,25 +20,18 @@ from tqdm import tqdm
 from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Data, train_loader
 from attnlab.errors import BadInput, Interrupted, NonFinite
+from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS
 from attnlab.runs.tracking import Tracker
 from attnlab.runtime import distributed
 from attnlab.runtime.signals import stop_signals
 from attnlab.training import checkpoint
-from attnlab.training.diagnostics import (
-    dead_scorers,
-    diagnostics,
-    saturation,
-    warn_if_dead,
-    warn_if_saturated,
-)
-from attnlab.training.evaluate import evaluate
+from attnlab.training.assess import Assessment
 from attnlab.training.faults import nonfinite, spike
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
-from attnlab.training.selection import Selection
-from attnlab.training.update import Update, training_loss
+from attnlab.training.update import Update
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +64,15 @@ class Progress:
         self.loss_sum, self.loss_steps = 0.0, 0
         return mean
 
+    def summary(self, options: Trainer) -> dict[str, Any]:
+        """What result.json says of it."""
+        return {
+            "steps": self.step,
+            "samples_seen": self.step * options.batch_size,
+            **{f"best/{key}": value for key, value in self.best.items()},
+            **({"skipped_steps": self.skipped} if options.on_nonfinite == "skip" else {}),
+        }
+
 
 def fit(
     cfg: Config,
@@ -102,11 +104,10 @@ def fit(
     meter = Meter(device, batch_size, batch_size * data.sample_tokens, timing.rows())
     compiled = torch.compile(model) if cfg.runtime.compile else model
     update = Update(distributed.wrap_ddp(compiled), optimizer, scaler, options, cfg.seed)
-    selection = Selection(data, options.select_on)
-    sample = selection.sample(device)
+    assessment = Assessment(model, compiled, data, options, micro_size, update.autocast, meter)
 
-    def record(row: dict[str, Any]) -> None:
-        metrics.append(row, sync=True)
+    def record(ledger: Ledger, row: dict[str, Any], sync: bool = False) -> None:
+        ledger.append(row, sync)
         tracker.log(row)
 
     def save() -> None:
@@ -117,31 +118,8 @@ def fit(
         size = checkpoint.save(folder, state | vars(progress), keep=cfg.runtime.keep_checkpoints)
         meter.saved(size, time.perf_counter() - began)
 
-    def assess() -> dict[str, float]:
-        began = time.perf_counter()
-        row = evaluate(compiled, data, selection.split, micro_size, update.autocast)
-        meter.evaluated(len(data.evaluation(selection.split)), time.perf_counter() - began)
-        row |= dead_scorers(model, sample[0])
-        warn_if_dead(row, progress.step)
-        if not math.isfinite(row[selection.key]):
-            log.warning("step %d: %s is %s", progress.step, selection.key, row[selection.key])
-        if selection.better(row, progress.best):
-            progress.best = {**row, "step": progress.step}
-            best = {"model": model.state_dict(), "data": data.fingerprint, **progress.best}
-            checkpoint.save_best(folder, best)
-        return row
-
-    def details() -> dict[str, float]:
-        """Neither in the log's line nor in best/*: many values."""
-        row = saturation(model, sample[0])
-        return row | diagnostics(model, *sample, training_loss) if options.diagnostics else row
-
-    if progress.step == 0:
-        health = dead_scorers(model, sample[0]) | details()
-        warn_if_dead(health, 0)
-        warn_if_saturated(health)
-        if health:  # not where the weights of all layers are fixed
-            record({"step": 0, **health})
+    if progress.step == 0 and (health := assessment.at_start()):
+        record(metrics, {"step": 0, **health}, sync=True)
 
     steps = range(progress.step, total)
     pin = device.type == "cuda"
@@ -154,15 +132,14 @@ def fit(
             lr = learning_rate(step, total, step * batch_size / dataset_size, options)
             loss, norm, finite = update(step, lr, batches, meter)
             if finite:
-                said = spike(cfg, step, loss, progress.loss_ema, dataset_size)
-                if said:
+                if said := spike(cfg, step, loss, progress.loss_ema, dataset_size):
                     log.warning(said)
                 progress.add_loss(loss)
             else:
-                message = nonfinite(cfg, step, loss, norm, dataset_size, model, update.inputs)
+                said = nonfinite(cfg, step, loss, norm, dataset_size, model, update.inputs)
                 if options.on_nonfinite == "stop":
-                    raise NonFinite(message)
-                log.warning("%s Skipped (trainer.on_nonfinite=skip).", message)
+                    raise NonFinite(said)
+                log.warning("%s Skipped (trainer.on_nonfinite=skip).", said)
                 progress.skipped += 1
             meter.stop()
 
@@ -177,14 +154,17 @@ def fit(
                     row["train/skipped"] = progress.skipped  # since the run began
                 PROGRESS.info("step %d of %d: %s", progress.step, total, _brief(row))
             if due(eval_every):
-                row |= assess()
+                found = assessment.evaluate(progress.step)
+                if assessment.selection.better(found, progress.best):
+                    progress.best = {**found, "step": progress.step}
+                    weights = {"model": model.state_dict(), "data": data.fingerprint}
+                    checkpoint.save_best(folder, weights | progress.best)
+                row |= found
                 log.info("step %d of %d: %s", progress.step, total, _brief(row))
-                row |= details()
+                row |= assessment.details()
             if row:
-                record({"step": progress.step, **row})
-                times = meter.row(progress.step)
-                timing.append(times)
-                tracker.log(times)
+                record(metrics, {"step": progress.step, **row}, sync=True)
+                record(timing, meter.row(progress.step))
             bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
             bar.update()
             signum = distributed.all_reduce_max(stop.signum, device)
@@ -192,14 +172,7 @@ def fit(
                 save()
             if signum and progress.step < total:
                 raise Interrupted(signum, _interrupted(signum, progress.step, total, folder))
-    return {
-        "steps": total,
-        "samples_seen": total * batch_size,
-        **{f"best/{key}": value for key, value in progress.best.items()},
-        **({"skipped_steps": progress.skipped} if options.on_nonfinite == "skip" else {}),
-        **meter.summary(),
-        "wall_s": meter.wall_s(),
-    }
+    return {**progress.summary(options), **meter.summary(), "wall_s": meter.wall_s()}
 
 
 def total_steps(options: Trainer, dataset_size: int) -> int:
