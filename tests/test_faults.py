@@ -165,7 +165,7 @@ def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     halts.go_on(process)
     _, err = process.communicate(timeout=900)
-    assert process.returncode == 5 and "Traceback" not in err
+    assert process.returncode == 5 and "Traceback" not in err, err
     assert "a process that loads data (runtime.workers=2) ended or hangs: " in err
     assert "the same command continues" in err
 

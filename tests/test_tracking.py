@@ -301,7 +301,7 @@ def test_upload_writes_an_offline_run(unmirrored, train):
     _, folder = unmirrored
     for _ in range(2):
         code, out, err = train("run", "mode=offline", script="scripts/upload.py")
-        assert code == 0 and out.startswith("4 of 4 rows are new: "), err
+        assert code == 0 and out.startswith("5 of 5 rows are new: "), (out, err)
         found = mirrored(offline(folder))
         assert found == record(folder) and found[1]["train/loss"] is None
 

@@ -10,6 +10,7 @@ from attnlab.config.schema import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.setting import arm_changes
+from attnlab.runs.files import slug as slug_of
 
 NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper
 SCALES = ("paper", "mini", "smoke")
@@ -131,7 +132,7 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
         for ablation, arms in _families(_arms(group)).items():
             more = f": ablation of {ablation}" if ablation else ""
             where = (group[0].config[key] for key in ("data.name", "scale", "protocol"))
-            slug = naming.slug(" ".join(where) + more)
+            slug = slug_of(" ".join(where) + more)
             slugs[slug] += 1
             number = f"_{slugs[slug]}" if slugs[slug] > 1 else ""
             found.append(Comparison(title + more, slug + number, ablation, arms))
