@@ -49,6 +49,21 @@ def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None
             signal.signal(s, previous)
 
 
+@contextlib.contextmanager
+def deaf_to_children() -> Iterator[None]:
+    """While open, the end of a child process raises nothing. torch's DataLoader makes it an error
+    in whatever the main thread does, which may be the handling of that very error.
+    """
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except RuntimeError:  # a signal that was pending has raised it in here
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def active_signals() -> list[signal.Signals]:
     """The stop signals without those that the user chose to ignore (nohup)."""
     return [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]

@@ -91,10 +91,11 @@ def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFold
         return PeerLost(
             f"another of the {processes} processes ended. {_saved(folder.checkpoints)}"
         )
-    if isinstance(error, RuntimeError) and "DataLoader" in str(error):
+    broken_pipe = cfg.runtime.workers and isinstance(error, ConnectionError | EOFError)
+    if broken_pipe or (isinstance(error, RuntimeError) and "DataLoader" in str(error)):
         return OutOfResources(
             f"a process that loads data (runtime.workers={cfg.runtime.workers}) ended or hangs: "
-            f"{str(error).splitlines()[0]} {_saved(folder.checkpoints)}"
+            f"{str(error).splitlines()[0].strip('. ')}. {_saved(folder.checkpoints)}"
         )
     ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if ended or any(text in str(error) for text in NO_MEMORY):
