@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Pages of docs that are being written; a name goes when its page is there.
 AWAITED = {"data.md", "export.md", "gpu.md", "layer.md", "questions.md", "tracking.md"}
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
 # A path from the root; the page on a mechanism of one's own names files that do not exist yet.
 PATH = re.compile(
     r"(?<![\w/.<])(?:src|configs|scripts|tests|docs|results|train\.py|\.ci)(?:/[\w./-]+)?(?![\w<*])"
@@ -39,6 +39,14 @@ def test_links_and_paths_exist(page: Path):
         if EXAMPLE.search(path) or Path(path).name in AWAITED:
             continue
         assert (ROOT / path).exists(), path
+
+
+def test_reliability_names_tests_that_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"(test_\w+)::(test_\w+)", page)
+    assert len(named) > 40
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), test
 
 
 def anchors(text: str) -> set[str]:
