@@ -8,6 +8,7 @@ STAMP := $(VENV)/.attnlab-ready
 MODELS := $(basename $(notdir $(wildcard configs/model/*.yaml)))
 EMBEDDED := pydocs digits
 DEMO := outputs/demo
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs results
 
 # Where experiments find data (hub ids, or local folders of the same form), and what they are told besides,
 # as in  make reproduce-table1 ARGS="protocol=released --yes"
@@ -24,7 +25,7 @@ ABLATIONS := $(basename $(notdir $(filter-out %seeds.yaml,$(wildcard configs/exp
 REPRODUCE := $(addprefix reproduce-,table1 table3 table4 figure1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report
+.PHONY: help setup demo test chaos lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report docs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -76,6 +77,12 @@ ablations: setup  ## what the paper leaves open: d', hidden widths, activation, 
 
 report: setup  ## outputs/report: tables with verdicts, curves, figures of all runs in outputs
 	$(PY) scripts/report.py outputs
+
+docs: setup  ## the documentation as a site: outputs/site, built strictly
+	@test -x $(VENV)/bin/mkdocs || $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@rm -rf outputs/pages && mkdir -p outputs/pages
+	@ln -s $(PAGES:%=$(CURDIR)/%) outputs/pages/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (15 minutes on 2 cores)
 	@mkdir -p outputs

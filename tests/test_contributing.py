@@ -1,4 +1,4 @@
-"""What CONTRIBUTING shows works as it stands there."""
+"""What docs/your-mechanism.md shows works as it stands there."""
 
 import os
 import re
@@ -11,34 +11,39 @@ import pytest
 from conftest import ROOT
 
 BLOCK = re.compile(
-    r"^`([\w/.]+)`(?:, in (\w+))?.*?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^[\w ]+`([\w/.]+)`(?:, (in|before) (\w+))?\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL
 )
+TYPES = re.compile(r"^from attnlab\.config\.types import .*$", re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """The project with the mechanism of the section added."""
-    section = (ROOT / "CONTRIBUTING.md").read_text().split("## A new attention mechanism")[1]
-    blocks = BLOCK.findall(section.split("\n## ")[0])
-    assert len(blocks) == 4
+    """The project with the mechanism of the page added."""
+    page = (ROOT / "docs" / "your-mechanism.md").read_text()
+    blocks = BLOCK.findall(page)
+    assert len(blocks) == 5
     copy = tmp_path_factory.mktemp("copy")
     for part in ("src", "configs", "tests"):
         shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("train.py", "pyproject.toml"):
         shutil.copy(ROOT / part, copy)
-    for name, table, text in blocks:
+    for name, where, table, text in blocks:
         file = copy / name
         assert file.exists() == bool(table)
-        if table:  # a line
+        if where == "in":  # a line of a table
             head, opening, tail = re.split(rf"(^{table} = {{.*\n)", file.read_text(), flags=re.M)
             text = head + opening + text + tail
+        elif where == "before":  # a section, and its name in the union
+            head, union, tail = re.split(rf"(^{table} = .*)", file.read_text(), flags=re.M)
+            text = TYPES.sub(TYPES.search(page)[0], f"{head}{text}{union} | Cosine{tail}")
         file.write_text(text)
     return copy
 
 
-def test_a_mechanism_is_one_file_one_line_and_one_yaml(start, copy, cache):
-    for data, layers in (("pydocs", "all"), ("digits", "[1]"), ("nt", "inner arch.layers=3")):
-        words = f"model=cosine data={data} scale=smoke model.layers={layers} hydra.run.dir={data}"
+def test_a_mechanism_is_a_file_a_section_and_a_yaml(start, copy, cache):
+    words = "model.layers=all", "model.layers=[1] model.scale=2.0", "model.per_head=true"
+    for data, options in zip(("pydocs", "digits", "nt"), words, strict=True):
+        words = f"model=cosine data={data} scale=smoke hydra.run.dir={data} {options}"
         process = start(
             *words.split(), f"runtime.cache={cache}", "logger=none", "trainer.diagnostics=true",
             script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
@@ -74,14 +79,12 @@ def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
 
 
 def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
-    yaml = copy / "configs" / "model" / "warm_cosine.yaml"
-    yaml.write_text((copy / "configs" / "model" / "cosine.yaml").read_text() + "warmth: 2.0\n")
-    process = start(
-        "model=warm_cosine", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src")
-    )
+    yaml = copy / "configs" / "model" / "warm_cog.yaml"
+    yaml.write_text((copy / "configs" / "model" / "cog.yaml").read_text() + "warmth: 2.0\n")
+    process = start("model=warm_cog", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"))
     _, err = process.communicate()
     assert process.returncode == 2
     assert err == (
-        "error: model.warmth: mechanism=cosine has no option but model.layers; options of its own "
-        "need a section in src/attnlab/options.py, named in WithSection\n"
+        "error: model.warmth: mechanism=cog has no option but model.layers; options of its own "
+        "need a section in src/attnlab/config/mechanisms.py, named in WithSection\n"
     )

@@ -1,8 +1,8 @@
-"""The command line around a run: every problem said at once before anything is touched, and exit
-codes.
+"""The command line around a run: all problems are reported at once before anything is touched;
+exit codes.
 
-`check` composes the configuration (for a sweep, of every job) the way Hydra will and reports all
-that is wrong; only then does Hydra start the job, so bad input never leaves a folder behind.
+`check` composes the configuration (of every job in a sweep) as Hydra will, and reports everything
+that is wrong. Only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
 import contextlib
@@ -53,18 +53,18 @@ def guard(main: Callable[[], None]) -> None:
         args = parser.parse_args()
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check(args.overrides, sweep=args.multirun)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its whole traceback
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
     main()
 
 
 def _refuse(message: str) -> None:
-    """One line, where argparse would add a page of usage."""
+    """Report one line, where argparse would add a page of usage."""
     raise BadInput(f"{message}; options such as -m stand before all overrides; see --help")
 
 
 @contextlib.contextmanager
 def exit_on_failure():
-    """End the process with a failure's exit code and one line a problem on stderr."""
+    """End the process with the exit code of a failure and one line per problem on stderr."""
     try:
         yield
     except FAILURES as failure:
@@ -91,7 +91,7 @@ def check(overrides: list[str], sweep: bool = False) -> None:
 
 
 def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
-    """The overrides of every job that the command line starts: of one, or of a sweep's.
+    """The overrides of every job that the command line starts: one run, or the jobs of a sweep.
 
     Errors: `BadInput` for what cannot be parsed.
     """
@@ -128,7 +128,7 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
 
 
 def _problems(overrides: list[str]) -> Iterator[str]:
-    """Every problem of one job: compose, and on a bad override go on without it."""
+    """Every problem of one job. After a bad override it continues without that override."""
     while True:
         try:
             values, chosen = _composed(overrides)
@@ -165,8 +165,8 @@ def _composed(overrides: list[str]) -> tuple[dict, str]:
 
 
 def _culprit(overrides: list[str], error: Exception) -> str | None:
-    """The override that Hydra's error is about: the one it names, or else the one without which
-    there is no error, or at least another one.
+    """The override that Hydra's error is about: the one that it names, or else the one whose
+    removal removes the error, or at least changes it.
     """
     for override in overrides:
         if _blamed(override, error):

@@ -2,8 +2,8 @@
 
 
 class BadInput(ValueError):
-    """Something the user typed or supplied is wrong. One line a problem: what, where, what is
-    allowed.
+    """Something that the user typed or supplied is wrong. One line per problem: key, value, and
+    what is allowed.
     """
 
     exit_code = 2
@@ -22,13 +22,13 @@ class NonFinite(RuntimeError):
 
 
 class OutOfResources(RuntimeError):
-    """Memory or disk space ended. What was saved before is whole."""
+    """Memory or disk space ran out. Everything that was saved before is intact."""
 
     exit_code = 5
 
 
 class PeerLost(RuntimeError):
-    """Of processes that train together, another one ended. What was saved before is whole."""
+    """Another of the processes that train together ended. Everything saved before is intact."""
 
     exit_code = 6
 

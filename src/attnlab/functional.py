@@ -22,7 +22,7 @@ ACTIVATIONS = {
 
 
 def causal_mask(n: int, m: int, device: torch.device) -> Tensor:
-    """(N, M): True where query i may see key j, j <= i + M - N, so that the last sees all keys."""
+    """(N, M): True where query i may see key j, j <= i + M - N: the last query sees all keys."""
     return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
 
 
@@ -37,13 +37,13 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or as it is if that is wider."""
+    """x in float32, or unchanged if its dtype is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     """A context in which operations on the device of x keep the dtypes of their inputs. Devices
-    that know no autocast, like meta, need none.
+    without autocast, such as meta, need none.
     """
     if torch.amp.is_autocast_available(x.device.type):
         return torch.autocast(x.device.type, enabled=False)

@@ -35,8 +35,8 @@ log = logging.getLogger(__name__)
 def run(cfg: Config, path: Path) -> dict[str, Any]:
     """Train and test one configuration in its folder; the last line on stdout is `run: <folder>`.
 
-    A finished run is not repeated, an unfinished one continues. Returns what result.json holds.
-    Errors: those of `errors`; `failed.txt` in the folder says why if training had begun.
+    A finished run is not repeated, and an unfinished one continues. Returns the content of
+    result.json. Errors: those of `errors`; if training had begun, failed.txt gives the reason.
     """
     try:
         device = choose_device(cfg.runtime)
@@ -71,7 +71,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     total_steps(cfg.trainer, len(data.train()))  # an impossible budget is refused here
     try_mechanism(cfg.arch, cfg.model, device)  # and a backend that cannot serve
     with folder:
-        # another process may have had it until now, and finished the run
+        # another process may have held the folder until now and finished the run
         if (result := distributed.broadcast_from_main(folder.result)) is not None:
             return result, True
         with LogFile(folder):
@@ -79,7 +79,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
 
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
-    """Fit, then measure the best checkpoint on the test split, once; what result.json holds."""
+    """Train, then test the best checkpoint once; returns the content of result.json."""
     with distributed.main_process_first():
         state = checkpoint.load_newest(folder.checkpoints)
     if state:  # before anything in the folder is touched
@@ -108,7 +108,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         tested = test(cfg, data, model, folder.path)
         row = {"step": summary["steps"], **tested}
         metrics = folder.ledger("metrics.jsonl")
-        # a kill after this row, before result.json, leaves it there; NaN equals itself as text
+        # a kill between this row and result.json leaves the row; as text, NaN equals itself
         if json.dumps(metrics.rows()[-1]) != json.dumps(row):
             metrics.append(row, sync=True)
         tracker.log(row)
@@ -138,7 +138,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             raise
         raise explained from error
     finally:
-        # a run is finished when its result.json says so, whatever comes after
+        # result.json decides whether a run is finished, whatever happens after it
         if folder.result is None:
             with contextlib.suppress(OSError, FolderInUse):
                 folder.write_json("result.json", result)
@@ -146,7 +146,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
 
 
 def identity(cfg: Config) -> dict[str, Any]:
-    """What says which run a result belongs to."""
+    """The keys that identify the run of a result."""
     return {
         "model": cfg.model.name,
         "data": cfg.data.name,
@@ -163,7 +163,7 @@ def build(cfg: Config, data: Data) -> Transformer:
 
 
 def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:
-    """Test metrics of the run's best checkpoint, and what a trivial predictor reaches."""
+    """Test metrics of the run's best checkpoint, and those of a trivial predictor."""
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best["data"], data, path)

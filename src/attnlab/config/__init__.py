@@ -1,1 +1,1 @@
-"""The configuration: schema, mechanisms, from overrides to a checked `Config`."""
+"""The configuration: its schema, and the way from overrides to a checked `Config`."""

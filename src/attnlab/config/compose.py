@@ -16,11 +16,11 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
-    """What Hydra makes of the overrides; with `hydra`, its own settings as well."""
+    """The configuration that Hydra composes; with `hydra`, including its own settings."""
     return _compose(tuple(overrides), hydra)
 
 
-@functools.lru_cache(maxsize=1)  # 0.1 s, and the same is asked several times in a row
+@functools.lru_cache(maxsize=1)  # takes 0.1 s; callers repeat themselves
 def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=hydra)
@@ -33,7 +33,7 @@ def plain(composed) -> dict:
 
 
 def run_path(cfg: Config, chosen: str) -> Path:
-    """The run folder: Hydra's run.dir if the user chose one, else by configuration."""
+    """The run folder: Hydra's run.dir if the user set it, else the configuration's default."""
     if Path(chosen) == Path():
         return Path(cfg.folder)
     try:

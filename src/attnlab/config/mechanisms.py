@@ -25,7 +25,7 @@ PLAIN = {
 
 
 class Mechanism(Section):
-    """What every mechanism has. Layers that it does not apply to have dot-product attention."""
+    """The options that every mechanism has. All other layers have dot-product attention."""
 
     name: Name
     mechanism: str
@@ -50,7 +50,7 @@ class Mechanism(Section):
         return 0
 
     def contradictions(self, arch) -> Iterator[str]:
-        """Every pair of keys that cannot stand together."""
+        """One message for every combination of keys that is not allowed."""
         key, layers = f"model.{self.layers_key}", self.applies(arch.layers)
         if not layers:
             yield f"{key}=inner: arch.layers={arch.layers} has no inner layers"
@@ -63,13 +63,13 @@ class Mechanism(Section):
             yield f"{key}={layers}: a layer is named twice"
 
     def defaults(self, arch, protocol: str) -> dict[str, Any]:
-        """Values of the keys that follow from other ones."""
+        """Values of the keys that follow from other keys."""
         if hasattr(self, self.layers_key):
             return {self.layers_key: self.applies(arch.layers)}
         return {}
 
     def resolved(self, arch, protocol: str) -> Self:
-        """The section with `defaults` put in, so that config.yaml says what was run."""
+        """The section with `defaults` filled in, so that config.yaml states what was run."""
         return self.model_copy(update=self.defaults(arch, protocol))
 
 

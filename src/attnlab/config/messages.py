@@ -1,4 +1,4 @@
-"""From a composed configuration to a `Config`, or to one clear line a problem."""
+"""From a composed configuration to a `Config`, or to one clear line per problem."""
 
 import difflib
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ TAGS = {
 def validate(composed: dict[str, Any]) -> Config:
     """Check a composed configuration (a plain dict).
 
-    Errors: `BadInput` with one line a problem: key, value, what is allowed, the nearest valid
-    name.
+    Errors: `BadInput` with one line per problem: key, value, what is allowed, and the nearest
+    valid name.
     """
     try:
         return Config.model_validate(composed)
@@ -33,12 +33,12 @@ def validate(composed: dict[str, Any]) -> Config:
         for problem in error.errors():
             what, message = _message(problem)
             lines.setdefault(what, []).append(message)
-        # a key that may be of several kinds has one message a kind
+        # a key that may have several types has one message for each
         raise BadInput("\n".join(w + ", or ".join(m) for w, m in lines.items())) from None
 
 
 def _message(error: dict[str, Any]) -> tuple[str, str]:
-    """What is wrong (key=value) and what is allowed."""
+    """The wrong key=value, and what is allowed."""
     # pydantic puts the chosen variant's tag behind the section: data.text.path is data.path
     loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 1 and p in TAGS)]
     key = ".".join(p for p in loc if "[" not in p)
@@ -67,13 +67,13 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
 
 
 def nearest(word: str, allowed: list[str]) -> str:
-    """`; did you mean X?`, or nothing where no allowed name is near."""
+    """`; did you mean X?`, or nothing if no allowed name is similar."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def unknown_key(key: str) -> str:
-    """The line for a key that the schema, or this choice of its section, does not have."""
+    """The message for a key that the schema, or the chosen variant of its section, lacks."""
     known = sorted(known_keys())
     if key in known:
         return f"{key}: unknown key for this choice of {key.split('.')[0]}"
@@ -87,7 +87,7 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
     """Every dotted key of the schema."""
     for name, field in section.model_fields.items():
         if not field.is_required():
-            continue  # nothing to type
+            continue  # users do not set it
         yield prefix + name
         variants = getattr(field.annotation, "__args__", (field.annotation,))
         for variant in variants:

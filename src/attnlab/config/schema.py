@@ -1,7 +1,7 @@
 """Schema of the whole configuration: types, ranges and the checks across keys.
 
-Nothing here imports torch, so that a typing error is answered at once. `validate` turns what
-Hydra composed into a `Config` or raises `BadInput` with every problem found, one a line.
+Nothing here imports torch, so that a typing error is answered at once. `messages.validate` turns
+what Hydra composed into a `Config`, or raises `BadInput` with one line per problem.
 """
 
 import hashlib
@@ -26,14 +26,15 @@ from attnlab.config.types import (
 # Sections that cannot change a result; they may differ from one start of a run to the next.
 UNHASHED = {"logger", "runtime"}
 
-# Where data lies. It may be moved: its fingerprint says whether it is still the same.
+# Where data is stored. It may be moved: its fingerprint shows whether it is still the same.
 PLACE = "data.path"
 
-# What the released protocol sets per arm though it is no part of attention (configs/protocol_arm).
+# What the released protocol sets per arm although it is not part of attention
+# (configs/protocol_arm).
 PER_ARM = {"arch.embedding_residual"}
 
-# Keys that the schema did not always have, with what runs before them did: a folder from then,
-# which lacks them, keeps its hash and is resumed and compared as if it had them.
+# Keys that were added to the schema later, each with the value that describes earlier runs. A run
+# folder that lacks the key keeps its hash, and is resumed and compared as if it had this value.
 ADDED = {
     "trainer.diagnostics": False,
     "trainer.on_nonfinite": "stop",
@@ -43,7 +44,7 @@ ADDED = {
     "arch.embedding_norm": False,
 }
 
-# Raised whenever a change of code changes results; a run is never resumed across it.
+# Raised whenever a change of the code changes results; a run of another version is not resumed.
 CODE_VERSION = 3
 
 
@@ -130,7 +131,7 @@ class Symbols(Section):
 
     @property
     def vocab_size(self) -> int:
-        """Symbols, and a token for each task."""
+        """Number of symbols, plus one token for each task."""
         return max(n for n, _ in self.tasks) + len(self.tasks)
 
 
@@ -200,8 +201,8 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over everything that can change the result: not logger and runtime, nor
-        data.path, as a run is bound to the content that it found there.
+        """Eight hex digits over everything that can change the result. Logger and runtime cannot,
+        and data.path is left out because a run is bound to the content that it found there.
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)
@@ -213,18 +214,18 @@ class Config(Section):
 
     @property
     def folder(self) -> str:
-        """The default run folder: the same configuration always gets the same one."""
+        """The default run folder: the same configuration always has the same folder."""
         run = f"seed{self.seed}_{self.hash}"
         return f"{self.runtime.output_root}/{self.data.name}/{self.model.name}/{run}"
 
 
 def can_change_result(key: str) -> bool:
-    """Whether a dotted key counts when two configurations are compared."""
+    """Whether a dotted key matters when two configurations are compared."""
     return key != PLACE and key.split(".")[0] not in UNHASHED
 
 
 def _contradictions(cfg: Config) -> Iterator[str]:
-    """Every pair of keys that cannot stand together."""
+    """One message for every combination of keys that is not allowed."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
     if (arch.body == "vit") != (data.kind == "image"):
         yield (

@@ -1,1 +1,1 @@
-"""Looking into a trained model: text that it writes, attention maps."""
+"""Inspection of a trained model: generated text and attention maps."""

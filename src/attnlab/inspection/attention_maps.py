@@ -1,5 +1,4 @@
-"""What a trained model looks at: the attention maps of every layer and head, for a text or a test
-image.
+"""Attention maps of a trained model: every layer and head, for a text or a test image.
 
 Shapes: L layers, H heads, N tokens (of an image: the class token, then its patches), S pixels.
 """
@@ -44,7 +43,7 @@ class View:
 
     @property
     def name(self) -> str:
-        """Whose maps these are."""
+        """The name of the run whose maps these are."""
         return f"{self.cfg.model.name}, seed {self.cfg.seed}"
 
     def mechanism(self, layer: int) -> str:
@@ -96,7 +95,7 @@ def save(found: list[View], file: Path) -> None:
 
 
 def _check_alike(first: Found, second: Found) -> None:
-    """Errors: `BadInput` saying in what two runs differ that must agree, to be side by side."""
+    """Errors: `BadInput` naming the keys in which two runs must agree to stand side by side."""
     (path, ours), (other, theirs) = first, second
     keys = [("arch.body", ours.arch.body, theirs.arch.body)]
     if ours.data.kind == theirs.data.kind == "image":

@@ -57,9 +57,9 @@ class SelfAttention(nn.Module):
 
 
 class ExtraUnits(nn.Sequential):
-    """More hidden units for an FFN, 2W + 1 parameters each, apart from it so that its own weights
-    are those of every other arm. They start as they would inside it. No dropout: its random
-    numbers for the other units stay those of the other arms too.
+    """More hidden units for an FFN, with 2W + 1 parameters each. They are a module of their own,
+    so that the weights of the FFN are those of every other arm, and start as they would inside
+    it. They have no dropout, so that the random numbers of the other units do not change either.
     """
 
     def __init__(self, arch: Body, units: int):
@@ -188,7 +188,7 @@ def build_mechanism(arch: Body, model: Mechanism, layer: int) -> nn.Module:
 
 
 def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
-    """One token through the configured mechanism, which also builds the kernels it needs.
+    """Send one token through the configured mechanism, which also builds the kernels it needs.
 
     Errors: `BadInput` if model.backend cannot serve here.
     """

@@ -1,4 +1,4 @@
-"""What depth does to tokens, weights and gradients: diagnostics of every layer, over layers."""
+"""Per-layer diagnostics of attention, representations and gradients, drawn over depth."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How many score networks start dead, and how many still are in the end."""
+"""How many score networks start dead, and how many are still dead at the end."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -7,7 +7,7 @@ from attnlab.report.compare import Arm, Comparison
 from attnlab.report.statistics import share_interval
 from attnlab.report.table import DASH, Table
 
-MANY = 10  # runs from which on a share of dead ones has an interval and a picture
+MANY = 10  # with at least so many runs, the share of dead ones has an interval and a figure
 
 
 @dataclass(frozen=True)

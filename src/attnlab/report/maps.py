@@ -1,4 +1,4 @@
-"""Pictures of attention maps (`attnlab.viewer`); needs the `report` extra (matplotlib).
+"""Pictures of attention maps (`inspection.attention_maps`); needs the `report` extra.
 
 A picture is rows of panels: a row for every layer of a text, two for every layer of an image (what
 the class token attends to, and the mean over all queries); in a row stand the heads, run beside

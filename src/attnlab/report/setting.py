@@ -1,4 +1,4 @@
-"""How near runs are to what the paper did: which published effect stands beside them, and how."""
+"""How close a run is to the paper's experiment, and which published effect is shown with it."""
 
 import functools
 import json

@@ -23,7 +23,7 @@ class Surface:
 
 
 def has_surface(comparison: Comparison) -> bool:
-    """Whether a finished run projects to two dimensions."""
+    """Whether a finished run projects queries and keys to two dimensions."""
     return bool(_candidates(comparison))
 
 

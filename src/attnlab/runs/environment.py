@@ -1,4 +1,4 @@
-"""What a run's env.json says: code, versions, machine, command."""
+"""The content of a run's env.json: code, versions, machine and command."""
 
 import contextlib
 import platform
@@ -13,7 +13,7 @@ from attnlab.config.schema import CODE_VERSION
 
 
 def environment(device) -> dict[str, Any]:
-    """What env.json says: code, versions, machine, command."""
+    """The content of env.json: code, versions, machine and command."""
     import numpy
     import torch
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and ledgers of JSON rows."""
+"""Files that are written completely or not at all, and files of JSON rows (ledgers)."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-Check = Callable[[Path], object]  # reads a file back, and raises if it is not whole
+Check = Callable[[Path], object]  # reads a file back, and raises if it is damaged
 
 
 class Ledger:
@@ -17,14 +17,14 @@ class Ledger:
         self.path, self.may_write = path, may_write
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole rows; a torn last line (a kill in the middle of writing) is left out."""
+        """All complete rows. A torn last line, left by a kill during writing, is left out."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
-        """Drop what was written after `step`: the resumed run writes it again."""
+        """Remove the rows after `step`: the resumed run writes them again."""
         if not self.may_write():
             return
         kept = [row for row in self.rows() if row["step"] <= step]
@@ -44,8 +44,8 @@ class Ledger:
 def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -> None:
     """Replace a file so that, whatever happens, either the old or the new content is there.
 
-    check: reads the new file back before it takes the place of the old one, and raises if it is
-    not as it should be.
+    check: reads the new file back before it replaces the old one, and raises if the content is
+    not what it should be.
     """
     part = path.with_name(f".{path.name}.part")
     try:

@@ -1,5 +1,5 @@
-"""A run's folder: who may write to it, what belongs in it, and that it only ever holds one
-configuration.
+"""A run's folder: which process may write to it, which files it holds, and that all of them
+belong to one configuration.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from attnlab.runs.lock import Lock
 class RunFolder:
     """One run's folder, locked for this process while open.
 
-    writes: False for all but the first of processes that train together: for them nothing here
-    locks or writes. Errors: `BadInput` if it cannot be written or holds another configuration,
+    writes: False for all processes of a run except the main one: for them nothing here locks or
+    writes. Errors: `BadInput` if the folder cannot be written or holds another configuration,
     `FolderInUse` if another process has it open.
     """
 
@@ -46,15 +46,15 @@ class RunFolder:
 
     @property
     def moved(self) -> bool:
-        """Whether the run's data lay elsewhere when it was started: whether it is the same data
-        must be looked at then.
+        """Whether data.path was another one when the run was started. If so, the caller must check
+        that it is the same data.
         """
         stored, now = self._stored(), self.cfg.model_dump()
         return stored is not None and stored.get(PLACE) != flatten(now).get(PLACE)
 
     def check(self) -> None:
-        """Refuse, before anything is prepared, a folder that this run cannot use. A finished run's
-        folder is only read.
+        """Refuse a folder that this run cannot use, before anything is prepared. The folder of a
+        finished run is only read.
         """
         theirs = self._stored()
         if theirs is not None:
@@ -99,7 +99,7 @@ class RunFolder:
                 stack.enter_context(self._lock)
                 for part in self.path.glob("**/.*.part"):  # of a save that was killed
                     part.unlink()
-                self.check()  # again: another run may have made the folder meanwhile
+                self.check()  # checked again: another run may have made the folder meanwhile
                 if self._stored() is None:
                     self.write_config()
             except OSError as error:
@@ -108,7 +108,7 @@ class RunFolder:
         return self
 
     def write_config(self) -> None:
-        """Write config.yaml: of this start, what cannot change the result may have changed."""
+        """Write config.yaml: keys that cannot change the result may differ from the last start."""
         self.write("config.yaml", yaml.safe_dump(self.cfg.model_dump(), sort_keys=False))
 
     def __exit__(self, *exception) -> None:
@@ -121,8 +121,8 @@ class RunFolder:
         return self.writes
 
     def discard_if_empty(self) -> None:
-        """Remove the folder, and then those around it, as far as nothing is in them: Hydra makes
-        them before we can look.
+        """Remove the folder and its parents as far as they are empty: Hydra makes them before we
+        can check the input.
         """
         with contextlib.suppress(OSError):
             os.removedirs(self.path)

@@ -1,9 +1,9 @@
 """One writer for a run folder, on one machine and across machines that share it.
 
-On one machine the kernel's flock decides: it ends with its process, whatever kills it. Other
+On one machine the kernel's flock decides: it ends with its process, however that dies. Other
 machines may not see it, depending on the file system, so the holder also shows a sign of life:
-the file `.owner`, touched every few seconds. Its age is a difference of times that the file
-system itself gave, so the machines' clocks need not agree.
+it touches the file `.owner` every few seconds. The age of that file is the difference of two
+times of the file system itself, so the clocks of the machines need not agree.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Owner = dict[str, Any]
 
 
 def machine() -> str:
-    """Name of this machine, and of its start: two may share a host name."""
+    """Name of this machine and of its boot, because two machines may share a host name."""
     name = socket.gethostname()
     with contextlib.suppress(OSError):
         return f"{name} ({Path('/proc/sys/kernel/random/boot_id').read_text()[:8]})"
@@ -68,8 +68,8 @@ class Lock:
         self._kernel.close()
 
     def check(self) -> None:
-        """Before writing. Errors: `FolderInUse` if this process was silent for so long (a machine
-        that was suspended) that another one took over.
+        """Called before every write. Errors: `FolderInUse` if this process was silent for so long
+        (its machine was suspended, say) that another one took over.
         """
         if (owner := self._owner()) != self.me:
             raise FolderInUse(f"{self._in_use(owner)}, which took over from this process")
@@ -91,8 +91,8 @@ class Lock:
                 self._depose(owner)
 
     def _depose(self, gone: Owner) -> None:
-        """Put this process in the place of an owner that is gone, one process at a time; `.owner`
-        is there all the while, so that nobody else can make it.
+        """Replace an owner that is gone by this process. One process at a time does so, and
+        `.owner` exists throughout, so that no other process can create it.
         """
         gate = self.folder / ".takeover"
         try:
@@ -120,7 +120,7 @@ class Lock:
                 raise
 
     def _owner(self) -> Owner:
-        """What the file says; empty if there is none."""
+        """The content of the file; empty if there is none."""
         with contextlib.suppress(FileNotFoundError):
             return _read(self.file)
         return {}
@@ -147,7 +147,7 @@ class Lock:
 
 
 def _read(file: Path) -> Owner:
-    """Empty in the moment of its making."""
+    """An owner file is empty at the moment of its creation."""
     with contextlib.suppress(json.JSONDecodeError):
         return json.loads(file.read_text())
     return {}

@@ -1,4 +1,4 @@
-"""train.log: what a run says over all its starts."""
+"""train.log: the messages of a run over all its starts."""
 
 import contextlib
 import logging
@@ -10,8 +10,8 @@ PROGRESS.propagate = False
 
 
 class LogFile(logging.FileHandler):
-    """train.log: what a run says, with times, and its progress, over all its starts. Nothing ends
-    if it cannot be written.
+    """train.log: the messages and the progress of a run, with times, over all its starts. If it
+    cannot be written, the run continues.
     """
 
     def __init__(self, folder: RunFolder):
@@ -36,4 +36,4 @@ class LogFile(logging.FileHandler):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk ends the run by what must be written, with its own message."""
+        """Ignore errors: a full disk ends the run where a required file is written."""

@@ -1,1 +1,1 @@
-"""The process: device, other processes, random numbers, signals, network."""
+"""What surrounds a run: device, other processes, random numbers, signals, network."""

@@ -16,7 +16,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def choose_device(runtime: Runtime) -> torch.device:
-    """The device of runtime.device, ready for deterministic work; auto prefers cuda."""
+    """The device of runtime.device, set up for deterministic results; auto prefers cuda."""
     name = runtime.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,7 +66,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give what preparing data has freed back to the system, so that it is not in a run's peak."""
+    """Return memory that preparing data has freed, so that it does not count in a run's peak."""
     gc.collect()
     _glibc("malloc_trim", 0)
 

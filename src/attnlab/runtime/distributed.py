@@ -1,9 +1,9 @@
-"""Data-parallel training by torchrun: one process a device, the batches of one process.
+"""Data-parallel training by torchrun: one process per device, and the batches of a single process.
 
-The micro-batches of a step go to the processes in turn, each with the random numbers of its place
-in the step, and gradients are added up. So W processes train as one process that accumulates over
-the same micro-batches, whatever W is. Without torchrun there is one process, and nothing here
-does anything.
+The micro-batches of a step are dealt to the processes in turn, each with the random numbers of its
+place in the step, and gradients are summed. So W processes train like one process that accumulates
+over the same micro-batches, for every W. Without torchrun there is one process, and the functions
+here do nothing.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ from attnlab.runtime.torchrun import local_rank
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=1)  # for the first process: it prepares the data, the others wait
+PATIENCE = timedelta(hours=1)  # while the main process prepares the data, the others wait
 
 
 def rank() -> int:
-    """Number of this process among those started together; 0 writes, the others only compute."""
+    """Number of this process among those started together. Process 0, the main one, writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -49,11 +49,11 @@ def process_group(device: torch.device) -> Iterator[None]:
     if rank():
         logging.getLogger("attnlab").setLevel(logging.ERROR)  # the first one says it all
     yield
-    dist.destroy_process_group()  # not after an error: another process may not answer any more
+    dist.destroy_process_group()  # not after an error: another process may no longer answer
 
 
 def quiet_unless_main(cfg: Config) -> Config:
-    """For all but the first process: without W&B and progress bar."""
+    """The configuration, without W&B and progress bar in all processes except the main one."""
     if rank() == 0:
         return cfg
     logger = cfg.logger.model_copy(update={"mode": "disabled"})
@@ -62,7 +62,7 @@ def quiet_unless_main(cfg: Config) -> Config:
 
 
 def micro_batch(options: Trainer) -> int:
-    """Samples that a process takes at a time."""
+    """Number of samples that a process computes at a time."""
     return options.micro_batch_size or max(1, options.batch_size // world_size())
 
 
@@ -78,7 +78,7 @@ def check_micro_batches(options: Trainer) -> None:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process does what is inside before the others do."""
+    """The main process runs the body before the other processes do."""
     if rank():
         dist.barrier()
     yield
@@ -87,13 +87,13 @@ def main_process_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Until all processes are here."""
+    """Wait until all processes have reached this point."""
     if world_size() > 1:
         dist.barrier()
 
 
 def broadcast_from_main(value: T) -> T:
-    """What the first process has, in each."""
+    """The value of the main process, in every process."""
     box = [value]
     if world_size() > 1:
         dist.broadcast_object_list(box)
@@ -101,7 +101,7 @@ def broadcast_from_main(value: T) -> T:
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """Sum over processes, the same in each."""
+    """Sum over processes, with the same result in each."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
@@ -115,7 +115,7 @@ def all_reduce_count(count: int, device: torch.device) -> int:
 
 
 def all_reduce_max(signum: int, device: torch.device) -> int:
-    """The signal that any process got, or 0: all end at the same step."""
+    """The signal that any process received, or 0, so that all stop at the same step."""
     if world_size() == 1:
         return signum
     largest = torch.tensor(signum, device=device)
@@ -124,8 +124,8 @@ def all_reduce_max(signum: int, device: torch.device) -> int:
 
 
 def all_reduce_in_order(values: Tensor) -> Tensor:
-    """Sum over processes in the order of their ranks; a process that saw nothing gives a scalar
-    0.
+    """Sum over processes in the order of their ranks; a process without samples contributes a
+    scalar 0.
     """
     if world_size() == 1:
         return values
@@ -135,7 +135,7 @@ def all_reduce_in_order(values: Tensor) -> Tensor:
 
 
 def wrap_ddp(model: nn.Module) -> nn.Module:
-    """The model to train: backward adds up the mean of its gradients over processes."""
+    """The model to train; its backward averages gradients over processes."""
     if world_size() == 1:
         return model
     # Buffers are constants (positions), equal in every process, so they need not be sent.
@@ -143,5 +143,7 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
 
 
 def accumulate_gradients(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:
-    """For a backward pass: with more to come in this step, gradients need not be added up yet."""
+    """A context for a backward pass; with `more` of them to come in this step, gradients are not
+    yet averaged over processes.
+    """
     return model.no_sync() if more and world_size() > 1 else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Is a server there? Asked before libraries that would otherwise retry for minutes."""
+"""Whether a server can be reached, to know before libraries retry for minutes."""
 
 import http.client
 import os
@@ -14,8 +14,8 @@ HUB = "https://huggingface.co"
 def reachable(url: str, timeout: float = 3.0) -> bool:
     """Whether a server answers a request at `url`, through the proxy if one is set.
 
-    To accept a connection and say nothing is no answer. The whole question takes at most `timeout`
-    s: a name that nobody resolves or a host with many addresses could take minutes.
+    A server that accepts a connection and stays silent does not count. The whole check takes at
+    most `timeout` seconds: resolving a name or trying many addresses could take minutes.
     """
     answers = []
 
@@ -37,7 +37,7 @@ def _answers(url: str, timeout: float) -> bool:
     except urllib.error.HTTPError as error:
         return error.code < 500  # 502 to 504: a proxy speaks for a server that is away
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # whom to trust is the libraries' matter
+        return isinstance(error.reason, ssl.SSLError)  # certificates are checked by the libraries
     except (OSError, http.client.HTTPException, ValueError):
         return False
     return True

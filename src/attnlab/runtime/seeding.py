@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of what they are for, so that no state need survive a kill."""
+"""Random numbers as pure functions of their purpose, so that no state must survive a kill."""
 
 import hashlib
 
@@ -6,13 +6,13 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all parts: independent streams for independent purposes."""
+    """A 63-bit seed that depends on all parts: different purposes get different streams."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def reseed(device: torch.device | None, *parts: int | str) -> None:
-    """Set torch's generators, the CPU's and that of `device`, from `parts` (1.6 us on CPU)."""
+    """Seed torch's generators, of the CPU and of `device`, from `parts` (1.6 us on CPU)."""
     seed = derive_seed(*parts)
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":

@@ -19,9 +19,9 @@ class Stop:
 def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
     """Turn the first stop signal into a request; the second one acts at once.
 
-    second_acts: False under torchrun, which hands on a Ctrl-C that its processes already got from
-    the terminal, and ends them itself when they take too long. It signals all of them as soon as
-    one has failed, so after an error signals stay without effect: the error is said first.
+    second_acts: False under torchrun, which forwards a Ctrl-C that its processes already received
+    from the terminal, and ends them itself when they take too long. It signals all of them as soon
+    as one has failed, so signals are ignored after an error until the error has been reported.
     """
     stop = Stop()
 

@@ -1,4 +1,4 @@
-"""What torchrun says to the processes it starts; without torch, whose import takes seconds."""
+"""What torchrun tells the processes that it starts. torch is not imported: that takes seconds."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-REASON = "ATTNLAB_REASON"  # names a file in which a sweep wants to read why its job failed
+REASON = "ATTNLAB_REASON"  # names the file from which a sweep reads why its job failed
 
 
 def local_rank() -> int | None:
@@ -18,9 +18,9 @@ def local_rank() -> int | None:
 
 @contextlib.contextmanager
 def first_to_say(what: str) -> Iterator[bool]:
-    """Whether this process, of those started together on this machine, is the one to say `what`.
+    """Whether this process is the one that reports `what`, of those started on this machine.
 
-    The others wait until it is said: torchrun ends all as soon as one has ended.
+    The others wait until it is reported, because torchrun ends all as soon as one has ended.
     """
     shared = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <attempt>/<local rank>/error.json
     if local_rank() is None or shared is None:

@@ -1,4 +1,4 @@
-"""What a sweep will need, from two real training steps of each kind of run on this machine.
+"""Time, memory and disk space of a sweep, from two training steps of each kind of run here.
 
 As a program: reads a configuration (JSON) on stdin, measures it in this process, prints a `Cost`.
 """
@@ -27,7 +27,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one kind of run: seconds a step, peak GiB of memory, values in the model."""
+    """Cost of one kind of run: seconds per step, peak GiB of memory, values in the model."""
 
     step_s: float
     peak_gib: float
@@ -41,12 +41,12 @@ class Cost:
 
 
 def kind(cfg: Config) -> str:
-    """What runs of the same cost agree in."""
+    """A key that runs of equal cost share."""
     return cfg.model_dump_json(exclude={"seed"} | UNHASHED)
 
 
 def calibrate(cfg: Config) -> Cost | str:
-    """Measure one kind of run in a process of its own, or say in one line why that failed."""
+    """Measure one kind of run in a process of its own, or return one line on why that failed."""
     command = [sys.executable, "-m", "attnlab.sweeps.estimate"]
     done = subprocess.run(command, input=cfg.model_dump_json(), capture_output=True, text=True)
     if done.returncode == 0:
@@ -60,7 +60,7 @@ def measure(cfg: Config) -> Cost:
     """Two training steps at the configured size and batch, the second one timed, on random tokens
     or images of the data's shape; no loading, no evaluation.
     """
-    with contextlib.suppress(OSError):  # if memory ends, this process goes and no other
+    with contextlib.suppress(OSError):  # out of memory, Linux ends this process
         Path("/proc/self/oom_score_adj").write_text("1000")
     device = choose_device(cfg.runtime)
     shape = build_data(cfg.data, cfg.seed, cfg.runtime.cache).shape(cfg.arch)
@@ -82,7 +82,7 @@ def steps_to_go(job: Job, samples: int) -> int:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a list of jobs needs: a Markdown table, hours in all, and whether all can run here."""
+    """Needs of a list of jobs: a Markdown table, total hours, and whether all can run here."""
 
     table: str
     hours: float

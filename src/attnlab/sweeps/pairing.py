@@ -1,5 +1,5 @@
-"""Are two arms equal but for attention? Their configurations, models, initial values and data
-order, compared before a comparison is run.
+"""Whether two arms are equal except for attention: their configurations, models, initial values
+and order of the data are compared before an experiment runs.
 
 The authors' own pair was not: it differed in positions and in the scale of the embedding.
 """
@@ -24,7 +24,7 @@ Difference = tuple[str, str]  # where, and both values
 
 
 def differences(a: Config, b: Config) -> Iterator[Difference]:
-    """All that differs but attention: keys, then modules, shapes, initial values, data order."""
+    """Every difference beside attention: keys, modules, shapes, initial values, data order."""
     yield from (d for d in _keys(a, b) if not d[0].startswith(MODEL))
     yield from model_differences(*(_small(cfg) for cfg in (a, b)))
     orders = [Order(SAMPLES, cfg.seed).keys(0, 2 * SAMPLES) for cfg in (a, b)]
@@ -33,7 +33,7 @@ def differences(a: Config, b: Config) -> Iterator[Difference]:
 
 
 def attention_differences(a: Config, b: Config) -> Iterator[Difference]:
-    """What the arms are compared in: the keys of the model section that differ."""
+    """The keys of the model section in which the arms differ."""
     yield from (d for d in _keys(a, b) if d[0].startswith(MODEL))
 
 

@@ -1,5 +1,5 @@
-"""The data sets of a list of runs, each prepared once before the first run starts: what is missing
-is said once, and at once.
+"""Prepares each data set of a list of runs once, before the first run starts, and reports at once
+what is missing.
 
 As a program: reads configurations (JSON, one a line) on stdin, prints each one's number of
 training samples.
@@ -37,7 +37,7 @@ def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
 
 
 def key(cfg: Config) -> str:
-    """What configurations with the same prepared data agree in."""
+    """A key that configurations with the same prepared data share."""
     return cfg.data.model_dump_json() + cfg.runtime.cache
 
 

@@ -46,8 +46,8 @@ class Assessment:
         self.sample = self.selection.sample(next(model.parameters()).device)
 
     def at_start(self) -> dict[str, float]:
-        """Health before the first step, with a warning where a layer starts dead or saturated;
-        empty where the weights of all layers are fixed.
+        """Health before the first step, with a warning for every layer that starts dead or
+        saturated; empty if the attention weights of all layers are fixed.
         """
         health = dead_scorers(self.model, self.sample[0]) | self.details()
         warn_if_dead(health, 0)
@@ -55,7 +55,7 @@ class Assessment:
         return health
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics of the selection split after a step, and dead scorers."""
+        """Metrics of the selection split after a step, and the share of dead scorers."""
         split, key = self.selection.split, self.selection.key
         began = time.perf_counter()
         row = evaluate(self.compiled, self.data, split, self.batch_size, self.autocast)
@@ -67,8 +67,8 @@ class Assessment:
         return row
 
     def details(self) -> dict[str, float]:
-        """Many values, so neither in the log's line nor in best/*: saturation of every layer, and
-        with trainer.diagnostics what depth does to tokens and gradients.
+        """Saturation of every layer and, with trainer.diagnostics, the per-layer diagnostics:
+        too many values for the line in the log and for best/*.
         """
         row = saturation(self.model, self.sample[0])
         if self.options.diagnostics:

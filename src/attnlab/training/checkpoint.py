@@ -1,5 +1,5 @@
-"""Checkpoints that are whole or not there: written beside, verified, renamed; damage is always
-noticed.
+"""Checkpoints are complete or absent: each is written beside, verified and renamed. Damage is
+always detected.
 
 A file is what torch.save writes, an ordinary zip archive, with its sha256 as the archive's
 comment: `torch.load` reads it anywhere, and `load` here refuses it if a single bit has changed.
@@ -25,7 +25,7 @@ HEX = 64
 
 
 class Damaged(ValueError):
-    """The file is not what was written."""
+    """The content of a file is not what was written."""
 
 
 def dump(state: dict[str, Any]) -> bytes:
@@ -54,8 +54,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:
-    """Write step_<step>.pt, read back before it has that name; only then all but the newest
-    `keep` go. Returns its size in bytes.
+    """Write step_<step>.pt, which is read back before it gets that name; only then are all but the
+    newest `keep` removed. Returns its size in bytes.
     """
     if not folder.may_write():
         return 0
@@ -67,12 +67,12 @@ def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:
 
 
 def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Write best.pt, read back before it has that name."""
+    """Write best.pt, which is read back before it gets that name."""
     folder.write("checkpoints/best.pt", dump(state), check=load)
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """A run's checkpoints by step, whatever clocks say; best.pt is none of them."""
+    """A run's checkpoints by step, the newest first, without best.pt."""
     early = (folder / f"{name}.pt" for name in ("next", "last", "previous"))  # names before 0.2
     return [
         *sorted(folder.glob("step_*.pt"), reverse=True),
@@ -96,7 +96,7 @@ def load_best(folder: Path) -> dict[str, Any]:
 def fill(model: nn.Module, state: dict[str, Any], folder: Path) -> None:
     """Put a checkpoint's weights into the model that the run in `folder` was configured with.
 
-    Errors: `BadInput` if they do not fit: config.yaml or the file is not what it was.
+    Errors: `BadInput` if they do not fit, because config.yaml or the file was changed.
     """
     try:
         model.load_state_dict(state["model"])
@@ -108,9 +108,9 @@ def fill(model: nn.Module, state: dict[str, Any], folder: Path) -> None:
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, or None if there never was one.
+    """The newest intact checkpoint, or None if there never was one.
 
-    A damaged file is named and set aside. Errors: `BadInput` if there are files but none is whole.
+    A damaged file is named and set aside. Errors: `BadInput` if all files are damaged.
     """
     for path in newest_first(folder):
         try:

@@ -1,4 +1,4 @@
-"""What the metrics do not show: the health of the mechanisms, and what depth does to the tokens.
+"""Per-layer diagnostics of attention, representations and gradients.
 
 Shapes: B sequences, H heads, N tokens, W width.
 """
@@ -24,8 +24,8 @@ QUERIES = (
     64  # of a sequence, evenly spread: with all heads 2,048 rows, and nothing N x N in memory
 )
 TOLERANCE = 1e-6
-ONE_KEY = 0.99  # of a row's weight on one key: what is left for the others hardly has a gradient
-SATURATED = 0.5  # share of such rows from which on a layer is called saturated
+ONE_KEY = 0.99  # of a row's weight on one key: beyond it, the other keys get hardly any gradient
+SATURATED = 0.5  # a layer with at least this share of such rows is called saturated
 
 Measured = dict[str, Tensor]  # name -> values to take the mean of
 
@@ -36,7 +36,7 @@ def observed(
     attention: Callable[[nn.Module, Tensor, Tensor], Measured],
     tokens: Callable[[Tensor], Measured] | None = None,
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """While open, the model is in eval mode, and what passes through its layers is measured.
+    """While open, the model is in evaluation mode and the tensors of its layers are measured.
 
     attention: gets a block's attention and the queries and keys (B, H, N, D) of its mechanism.
     tokens: gets what enters the first block and what leaves each (B, N, W). Gives the values of
@@ -76,8 +76,8 @@ def observed(
 
 
 def means(seen: dict[str, list[Tensor]]) -> dict[str, float]:
-    """Mean of each key's values; those not finite (0/0: not defined) are left out, and so is a key
-    without any other.
+    """Mean of the finite values of each key; a key without finite values is left out (0/0 is not
+    defined).
     """
     finite = {}
     for key, parts in seen.items():
@@ -241,7 +241,7 @@ def of_tokens(x: Tensor) -> Measured:
 
 
 def warn_if_dead(shares: dict[str, float], step: int) -> None:
-    """Say what a dead scorer means, for each layer that has one."""
+    """Warn of every layer with a dead score network, and explain what that means."""
     for key, share in shares.items():
         if key.endswith("/dead_scorer") and share == 1:
             layer = key.split("/")[1]
@@ -255,8 +255,8 @@ def warn_if_dead(shares: dict[str, float], step: int) -> None:
 
 
 def warn_if_saturated(found: dict[str, float]) -> None:
-    """Say in one line which layers start saturated (of `saturation`, at step 0), and what mends
-    it.
+    """Warn in one line of the layers that start saturated (from `saturation`, at step 0), and name
+    the keys that avoid it.
     """
     said = []
     for key, share in found.items():

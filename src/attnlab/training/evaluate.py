@@ -1,4 +1,4 @@
-"""Measures on a whole split; what they are is the data set's to say."""
+"""Metrics of a whole split; the data set defines them."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ PREFIX = {"validation": "val", "test": "test"}
 
 
 def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """A batch on the device; copies overlap with work there."""
+    """A batch on the device; the copy overlaps with computation there."""
     return tuple(t.to(device, non_blocking=True) for t in batch)
 
 

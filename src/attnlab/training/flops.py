@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step, and their share of what the device can do."""
+"""Floating-point operations of a training step, and their rate as a share of the peak."""
 
 import math
 from typing import Any
@@ -52,8 +52,8 @@ def flops_per_step(
     """Operations of the matrix products in forward and backward of a batch of so many samples, two
     for each multiply-add; of the reference, so the same on every device and backend.
 
-    Sizes as for `Transformer`. Counted on tensors without content. Causal attention counts as
-    full, what a kernel computes again does not count, nor does anything element by element.
+    Sizes as for `Transformer`. Counted on meta tensors. Causal attention counts as full attention;
+    recomputation inside kernels and elementwise operations do not count.
     """
     if hasattr(model, "backend"):
         model = model.model_copy(update={"backend": "eager"})

@@ -1,5 +1,5 @@
-"""Time and memory of training steps: windowed, synchronised, without warm-up, evaluation and
-saving.
+"""Time and memory of training steps, measured in windows with synchronisation, without warm-up,
+evaluation and saving.
 """
 
 import contextlib
@@ -37,20 +37,20 @@ class Meter:
         reset_peak_memory(device)
 
     def start(self) -> None:
-        """Before fetching a step's first batch."""
+        """Call before fetching a step's first batch."""
         self._t = self._fetch = time.perf_counter()
         self._waited_now = 0.0
 
     def fetching(self) -> None:
-        """Before asking for a batch."""
+        """Call before asking for a batch."""
         self._fetch = time.perf_counter()
 
     def fetched(self) -> None:
-        """When the batch has come: what passed since `fetching` was spent waiting for data."""
+        """Call when the batch has arrived: the time since `fetching` was spent waiting."""
         self._waited_now += time.perf_counter() - self._fetch
 
     def stop(self) -> None:
-        """After the update."""
+        """Call after the update."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._seen += 1
@@ -59,12 +59,12 @@ class Meter:
             self._waited += self._waited_now
 
     def evaluated(self, samples: int, seconds: float) -> None:
-        """After an evaluation of so many samples, loading included."""
+        """Call after an evaluation of so many samples; its time includes loading."""
         self._evaluation = {"eval_samples": samples, "eval_s": round(seconds, 6)}
         self._evaluation |= self._throughput(samples, seconds, "throughput/eval_")
 
     def saved(self, size: int, seconds: float) -> None:
-        """After a checkpoint of so many bytes."""
+        """Call after a checkpoint of so many bytes."""
         spent = self._saves.get("save_s", 0) + seconds
         self._saves = {"checkpoint_mib": round(size / 2**20, 3), "save_s": round(spent, 6)}
 

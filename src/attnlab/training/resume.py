@@ -1,4 +1,4 @@
-"""What must be as it was when a run goes on, and what is said where it is not."""
+"""What must not have changed when a run is resumed, and the messages if it has."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def same_data(then: str, data: Data, path: Path) -> None:
-    """Errors: `BadInput` if a run was trained on data of another fingerprint than there is now."""
+    """Errors: `BadInput` if the fingerprint of the data is not the one the run was trained on."""
     if then != data.fingerprint:
         raise BadInput(
             f"run folder {path}: was trained on data with fingerprint {then}, which is now "
@@ -24,8 +24,8 @@ def same_data(then: str, data: Data, path: Path) -> None:
 
 
 def same_processes(state: dict[str, Any], path: Path) -> None:
-    """Errors: `BadInput` if a checkpoint was made by another number of processes: sums would be
-    rounded differently from there on.
+    """Errors: `BadInput` if a checkpoint was made by another number of processes, because sums
+    would be rounded differently from there on.
     """
     then, now = state.get("processes", 1), distributed.world_size()
     if then != now:
@@ -37,7 +37,7 @@ def same_processes(state: dict[str, Any], path: Path) -> None:
 
 
 def same_best(state: dict[str, Any], folder: RunFolder) -> None:
-    """Errors: `BadInput` if the best checkpoint so far is lost: before training goes on."""
+    """Errors: `BadInput` if the best checkpoint so far is lost, before training continues."""
     if state.get("best"):
         try:
             checkpoint.load_best(folder.checkpoints)
@@ -46,8 +46,8 @@ def same_best(state: dict[str, Any], folder: RunFolder) -> None:
 
 
 def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The environment, and under `before` those of earlier starts in other ones. Says what is not
-    as when the run began and may round sums differently.
+    """The environment and, under `before`, the different environments of earlier starts. Warns of
+    everything that has changed since the run began and may round sums differently.
     """
     try:
         then = json.loads((path / "env.json").read_text())

@@ -20,9 +20,7 @@ class Selection:
         self.key = f"{PREFIX[self.split]}/{name}"
 
     def better(self, row: dict[str, float], best: dict[str, float]) -> bool:
-        """Whether an evaluation beats the best one so far; a value that is not a number is beaten
-        by any that is.
-        """
+        """Whether an evaluation beats the best one so far; any number beats NaN."""
         if not best or math.isnan(best[self.key]):
             return True
         return self.sign * (row[self.key] - best[self.key]) > 0

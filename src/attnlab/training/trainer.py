@@ -43,7 +43,7 @@ LOSS_EMA_STEPS = 50  # steps over which the running mean of the loss reaches
 
 @dataclass
 class Progress:
-    """What a run knows beside its weights and optimizer: all of it is in every checkpoint."""
+    """The state of a run beside its weights and optimizer; every checkpoint holds all of it."""
 
     step: int = 0
     loss_sum: float = 0.0  # since the last metrics row
@@ -189,7 +189,7 @@ def total_steps(options: Trainer, dataset_size: int) -> int:
 
 
 def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
-    """Put a checkpoint into model, optimizer and scaler; without one, stay at step 0."""
+    """Load a checkpoint into model, optimizer and scaler; without one, stay at step 0."""
     if state is None:
         return Progress()
     model.load_state_dict(state["model"])

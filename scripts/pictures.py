@@ -1,0 +1,113 @@
+"""The pictures of README and docs, made from the committed results:  python scripts/pictures.py.
+
+    effects.png    the effect of every arm of the miniatures over the dot product, with intervals
+    kernels.png    time of attention over the number of tokens, relative to the dot product's
+    report.png     the head of the report on the miniatures, as a browser shows it; needs chromium
+
+Fonts are large: a phone shows the pictures 350 pixels wide.
+"""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from arguments import main_with
+
+from attnlab.errors import BadInput
+
+BROWSER = "chromium"
+KERNELS = {  # (case, backend) -> what the legend says, and how it is drawn
+    ("released_d2", "algorithm_1"): ("Algorithm 1 as printed", {"color": "C3", "linestyle": "--"}),
+    ("dot_product", "sdpa"): ("dot product (torch)", {"color": "black", "linewidth": 3}),
+    ("released_d2", "cpp"): ("Neural Attention, d' = 2", {"color": "C0", "linewidth": 3}),
+}
+
+
+def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> None:
+    """Write the pictures into `out`."""
+    if not results.is_dir():
+        raise BadInput(f"results={results}: no such folder")
+    try:
+        import matplotlib.pyplot as plt
+
+        from attnlab.report.collect import collect
+        from attnlab.report.compare import comparisons
+        from attnlab.report.render import report
+    except ModuleNotFoundError as error:
+        raise BadInput(f"pictures need {error.name}: pip install -e '.[report]'") from None
+    out.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
+    effects(plt, comparisons(collect(results / "mini")), out / "effects.png")
+    kernels(plt, json.loads((results / "kernels" / "cpu-over-n.json").read_text()), out)
+    if not shutil.which(BROWSER):
+        print(f"{out / 'report.png'} is left as it is: there is no {BROWSER}")
+        return
+    plt.rcdefaults()
+    with tempfile.TemporaryDirectory() as temporary:
+        report(results / "mini", Path(temporary))
+        screenshot(Path(temporary) / "index.html", out / "report.png")
+
+
+def effects(plt, found: list, file: Path) -> None:
+    """One panel for each comparison: a row for each arm, its effect and interval."""
+    found = sorted((c for c in found if c.effects), key=lambda c: -len(c.effects))
+    heights = [len(c.effects) + 1 for c in found]
+    figure, axes = plt.subplots(
+        len(found), figsize=(7, 1.6 + 0.7 * sum(heights)), height_ratios=heights, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, comparison in zip(axes[:, 0], found, strict=True):
+        arms = list(comparison.effects.items())[::-1]
+        for place, (_, effect) in enumerate(arms):
+            reach = [[effect.mean - effect.low], [effect.high - effect.mean]]
+            axis.errorbar(effect.mean, place, xerr=reach, fmt="o", color="C0", capsize=5, lw=2.5)
+        effect = arms[0][1]
+        axis.axvline(0, color="black", lw=1)
+        axis.set_yticks(range(len(arms)), [label for label, _ in arms])
+        axis.set_ylim(-0.6, len(arms) - 0.4)
+        axis.margins(x=0.1)
+        what = "% lower perplexity" if effect.unit == "%" else "points more accuracy"
+        name = comparison.config["data.name"]
+        axis.set_title(f"{name}, miniature, {effect.n} seeds", fontsize=15, loc="left")
+        axis.set_xlabel(f"{what} than the dot product")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def kernels(plt, rows: list[dict], out: Path) -> None:
+    """Forward and backward as a ratio to torch's dot product, over the number of tokens: pairs
+    were measured right after each other, while absolute times wander on a shared machine.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    for (case, backend), (label, style) in KERNELS.items():
+        points = [
+            (row["n"], row["ratio_to_sdpa"])
+            for row in rows
+            if (row["case"], row["backend"], row["pass"]) == (case, backend, "forward_backward")
+        ]
+        axis.plot(*zip(*points, strict=True), marker="o", label=label, **style)
+    sizes = sorted({row["n"] for row in rows})
+    axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="time / dot product")
+    axis.set_xticks(sizes, [f"{n:,}" for n in sizes])
+    axis.set_yticks([0.3, 1, 3, 10], ["0.3", "1", "3", "10"])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, loc="upper right")
+    axis.set_title("attention on CPU, forward and backward", fontsize=15, loc="left")
+    figure.savefig(out / "kernels.png", dpi=130)
+    plt.close(figure)
+
+
+def screenshot(page: Path, file: Path) -> None:
+    """The upper part of a page in a window 900 pixels wide."""
+    flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=5000"
+    command = [BROWSER, *flags.split(), "--window-size=900,720", f"--screenshot={file.resolve()}"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True)
+    if done.returncode or not file.exists():
+        raise BadInput(f"{BROWSER}: {done.stderr.strip().splitlines()[-1]}")
+
+
+if __name__ == "__main__":
+    main_with(main)
