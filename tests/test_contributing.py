@@ -35,7 +35,7 @@ def copy(tmp_path_factory) -> Path:
             text = head + opening + text + tail
         elif where == "before":  # a section, and its name in the union
             head, union, tail = re.split(rf"(^{table} = .*)", file.read_text(), flags=re.M)
-            text = TYPES.sub(TYPES.search(page)[0], f"{head}{text}{union} | Cosine{tail}")
+            text = TYPES.sub(TYPES.search(page)[0], f"{head}{text}\n\n{union} | Cosine{tail}")
         file.write_text(text)
     return copy
 
