@@ -7,8 +7,8 @@ from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.setting import arm_deviations, deviations, source
+from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
-from attnlab.report.verdicts import MAX_SEEDS
 
 MEMORY = (
     "The paper's own figures for memory and speed (tables 6 to 8) are not comparable with these: "

@@ -9,15 +9,22 @@ import plotly.offline
 from markupsafe import Markup
 
 from attnlab.errors import BadInput
-from attnlab.report import depth, health, ladder, notes, tables
+from attnlab.report import answer_text, depth, health, ladder, notes, tables
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
-from attnlab.report.drawing import FIGURES, Figure, ladder_figure, surface_figure
+from attnlab.report.drawing import (
+    FIGURES,
+    Figure,
+    answer_figure,
+    ladder_figure,
+    surface_figure,
+)
 from attnlab.report.ladder import Ladder
 from attnlab.report.pictures import Album, Picture
+from attnlab.report.questions import Answer, answers
 from attnlab.report.surface import has_surface
 from attnlab.report.table import Table
-from attnlab.runs.files import write_atomic
+from attnlab.runs.files import slug, write_atomic
 
 MOST_DRAWN = 16  # comparisons with figures: each costs half a second, and its share of the page
 MOST_SURFACES = 4  # of these with figure 1: a browser shows about 16 interactive surfaces at once
@@ -44,6 +51,20 @@ class Section:
 
 
 @dataclass
+class QuestionSection:
+    """What page.html and page.md say of a registered question."""
+
+    title: str
+    tag: str
+    slug: str
+    quotation: list[tuple[str, str]]
+    verdicts: list[tuple[str, str]]
+    table: Table
+    notes: list[str]
+    figures: list[Figure]
+
+
+@dataclass
 class LadderSection:
     """What page.html and page.md say of the levels of a task that the arms solve."""
 
@@ -66,6 +87,7 @@ def report(root: Path, out: Path) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         failed: list[str] = []
+        asked = _try("What was asked", failed, answers, runs)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
@@ -74,7 +96,12 @@ def report(root: Path, out: Path) -> None:
                 for each in ladder.ladders(found)
                 for section in _try(each.title, failed, _ladder_section, each, out)
             ],
-            "sections": _sections(found, out, failed),
+            "questions": [
+                section
+                for each in asked
+                for section in _try(each.title, failed, _question_section, each, out)
+            ],
+            "sections": _sections(found, asked, out, failed),
             "failed": failed,
             "unfinished": tables.unfinished(runs, out),
             "runs": tables.listing(runs, out),
@@ -103,7 +130,7 @@ def _check(run: Run) -> None:
     try:
         alone = comparisons([run])
         for comparison in alone:
-            _section(comparison, [], [], [])
+            _section(comparison, [], [], [], [])
         ladder.ladders(alone)
     except Exception as error:  # of odd content, which can be anything
         run.unreadable(error)
@@ -116,7 +143,9 @@ def _counts(runs: list[Run]) -> str:
     return f"{len(runs):,} {'run' if len(runs) == 1 else 'runs'}: {said}"
 
 
-def _sections(found: list[Comparison], out: Path, failed: list[str]) -> list[Section]:
+def _sections(
+    found: list[Comparison], asked: list[Answer], out: Path, failed: list[str]
+) -> list[Section]:
     """One for each comparison, the first ones with figures; what cannot be shown is `failed`."""
     with_surface = [c for c in found if not c.ablation and has_surface(c)][:MOST_SURFACES]
     sections, album = [], Album(out)
@@ -127,7 +156,7 @@ def _sections(found: list[Comparison], out: Path, failed: list[str]) -> list[Sec
                 drawn += _try(what, missing, draw, comparison, out)
         taken, gone = album.take(comparison)
         rest = (drawn, taken, missing + gone)
-        sections += _try(comparison.title, failed, _section, comparison, *rest)
+        sections += _try(comparison.title, failed, _section, comparison, asked, *rest)
     return sections
 
 
@@ -144,11 +173,15 @@ def _try(what: str, missing: list[str], make: Callable[..., list], *args) -> lis
 
 
 def _section(
-    comparison: Comparison, drawn: list[Figure], taken: list[Picture], missing: list[str]
+    comparison: Comparison,
+    asked: list[Answer],
+    drawn: list[Figure],
+    taken: list[Picture],
+    missing: list[str],
 ) -> list[Section]:
     section = Section(
         title=comparison.title,
-        tag=notes.tag(comparison),
+        tag=", ".join(filter(None, (notes.tag(comparison), answer_text.marks(comparison, asked)))),
         slug=comparison.slug,
         setting=notes.setting(comparison),
         verdicts=notes.verdicts(comparison),
@@ -161,6 +194,21 @@ def _section(
         figures=drawn,
         pictures=taken,
         missing=missing,
+    )
+    return [section]
+
+
+def _question_section(answer: Answer, out: Path) -> list[QuestionSection]:
+    name = slug(f"{answer.experiment} {answer.title}")
+    section = QuestionSection(
+        title=f"{answer.experiment}: {answer.title}",
+        tag=answer_text.tag(answer),
+        slug=name,
+        quotation=answer_text.quotation(answer),
+        verdicts=answer_text.verdicts(answer),
+        table=answer_text.table(answer),
+        notes=answer_text.notes(answer),
+        figures=answer_figure(answer, name, out),
     )
     return [section]
 
