@@ -86,11 +86,11 @@ def check(overrides: list[str], sweep: bool = False) -> None:
     listed = jobs(overrides, sweep)
     if local_rank() is not None and listed != [overrides]:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
-    tuning = [o for o in overrides if is_tuning(o)]
-    if tuning and listed == [overrides]:
-        raise BadInput(f"{tuning[0]}: tunes the arms of a sweep, and this is one run")
     for job in listed:
         problems.update(dict.fromkeys(_problems(job)))
+    tuning = [o for o in overrides if is_tuning(o)]
+    if tuning and listed == [overrides] and not problems:
+        problems[f"{tuning[0]}: tunes the arms of a sweep, and this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
 

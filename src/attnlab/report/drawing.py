@@ -7,11 +7,13 @@ from markupsafe import Markup
 
 from attnlab.report import depth, figures, forest, health, interactive, published, setting
 from attnlab.report.compare import Comparison
-from attnlab.report.curves import curves
+from attnlab.report.curves import curves, saturation_curves
 from attnlab.report.forest import Forest
 from attnlab.report.ladder import Ladder
 from attnlab.report.questions import Answer
 from attnlab.report.surface import surface
+from attnlab.report.tuning import Tuning
+from attnlab.report.tuning import curves as curves_of_tuning
 
 
 @dataclass
@@ -89,6 +91,32 @@ def _forest_figure(found: Forest | None, name: str, out: Path) -> list[Figure]:
     return [Figure(caption, file, {"": Markup(interactive.forest_plot(found))})]
 
 
+def saturation_figure(comparison: Comparison, out: Path) -> list[Figure]:
+    """Saturation of the first layer over steps; none where no run has logged it."""
+    found = saturation_curves(comparison)
+    if not found:
+        return []
+    file = f"figures/saturation_{comparison.slug}"
+    figures.plot_saturation(found, out / file)
+    caption = (
+        "Saturation of the first layer over steps: mean over seeds, the band from the smallest to "
+        "the largest."
+    )
+    plots = {label: Markup(interactive.curve_plot(curves)) for label, curves in found.items()}
+    return [Figure(caption, file, plots)]
+
+
+def tuning_figure(found: Tuning, out: Path) -> Figure:
+    """Every arm's response to the learning rate."""
+    file = f"figures/{found.slug}"
+    drawn = curves_of_tuning(found)
+    figures.plot_curves(drawn, out / file)
+    caption = "Response to the learning rate: mean over the tuning seeds, and their range."
+    if drawn.left_out:
+        caption += f" Not drawn: {', '.join(drawn.left_out)}."
+    return Figure(caption, file, {"": Markup(interactive.curve_plot(drawn))})
+
+
 def depth_figure(comparison: Comparison, out: Path) -> list[Figure]:
     """The diagnostics over depth; none without them."""
     found = depth.depth(comparison)
@@ -125,6 +153,7 @@ FIGURES = {  # of a comparison
     "The figure of curves": curve_figure,
     "The figure of effects": forest_figure,
     "The figure of dead scorers": health_figure,
+    "The figure of saturation": saturation_figure,
     "The figure over depth": depth_figure,
     "The score surface (figure 1)": surface_figure,
 }

@@ -75,6 +75,11 @@ def plot_curves(curves: Curves, stem: Path) -> None:
     if curves.log:
         axis.set_yscale("log")
         _plain_numbers(axis)
+    if curves.x_log:
+        axis.set_xscale("log")
+        x = sorted({value for curve in curves.curves for value in curve.x})
+        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axis.set(xlabel=curves.x_label, ylabel=curves.y_label)
     axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
     axis.grid(alpha=0.25)
@@ -129,6 +134,24 @@ def plot_health(shares: list[Share], title: str, stem: Path) -> None:
     axis.grid(alpha=0.25, axis="y")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=9, frameon=False)
+    _save(figure, stem)
+
+
+def plot_saturation(panels: dict[str, Curves], stem: Path) -> None:
+    """Health of the first layer over steps, as <stem>.png and <stem>.svg, a panel for each
+    quantity.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.3), layout="constrained")
+    for axis, (label, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for curve in curves.curves:
+            _draw(axis, curve)
+        axis.set(xlabel=curves.x_label, ylabel=label, ylim=(-3, 103))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    lines, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": min(4, len(lines))}
+    figure.legend(lines, names, fontsize=9, frameon=False, **place)
+    figure.suptitle(textwrap.fill(curves.title, 110), fontsize=10)
     _save(figure, stem)
 
 

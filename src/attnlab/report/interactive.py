@@ -20,6 +20,9 @@ def curve_plot(curves: Curves) -> str:
     """Means, bands and single runs of all arms."""
     figure = go.Figure(list(chain.from_iterable(map(_traces, curves.curves))))
     _lay_out(figure, curves.x_label, curves.y_label)
+    if curves.x_log:
+        x = sorted({value for curve in curves.curves for value in curve.x})
+        figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in x])
     if curves.log:
         figure.update_yaxes(type="log", tickformat=",~r", minor_showgrid=False, nticks=8)
     return _json(figure)

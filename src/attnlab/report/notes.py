@@ -20,6 +20,12 @@ DEAD = (
     "so that it attends uniformly. A run is dead in a layer where all rows are: its score network "
     "gets no gradient any more. Failed and unfinished runs count with what they logged."
 )
+SATURATED = (
+    "A row is saturated if more than 0.99 of its weight is on one key, so that the others hardly "
+    "have a gradient. Entropy is that of a row divided by that of uniform attention to the keys "
+    "that it sees. The standard deviation of scores is that before the softmax. Means over runs, "
+    "of up to 64 queries in each of 4 sequences."
+)
 DEPTH = (
     "The last evaluation, of the first samples of its split; layers count from 0. Rank-one "
     "residual: how far what a block puts out is from all tokens being equal, relative to its norm "

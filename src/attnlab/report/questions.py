@@ -82,8 +82,9 @@ def answers(runs: Iterable[Run]) -> list[Answer]:
     found: dict[str, Answer] = {}
     for experiment, question in questions().items():
         places: dict[str, list[Run]] = {}
+        kind = _composed(experiment)["data.kind"]
         for run in readable:
-            if f"test/{run.metric}" == question.primary:
+            if run.config["data.kind"] == kind and f"test/{run.metric}" == question.primary:
                 places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
         for place, members in places.items():
             answer = _answer(experiment, question, members)

@@ -9,7 +9,7 @@ import plotly.offline
 from markupsafe import Markup
 
 from attnlab.errors import BadInput
-from attnlab.report import answer_text, depth, health, ladder, notes, tables
+from attnlab.report import answer_text, depth, health, ladder, notes, tables, tuning
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
 from attnlab.report.drawing import (
@@ -18,12 +18,14 @@ from attnlab.report.drawing import (
     answer_figure,
     ladder_figure,
     surface_figure,
+    tuning_figure,
 )
 from attnlab.report.ladder import Ladder
 from attnlab.report.pictures import Album, Picture
 from attnlab.report.questions import Answer, answers
 from attnlab.report.surface import has_surface
 from attnlab.report.table import Table
+from attnlab.report.tuning import Tuning
 from attnlab.runs.files import slug, write_atomic
 
 MOST_DRAWN = 16  # comparisons with figures: each costs half a second, and its share of the page
@@ -44,6 +46,7 @@ class Section:
     cost: Table
     cost_notes: list[str]
     health: Table
+    saturation: Table
     depth: Table
     figures: list[Figure]
     pictures: list[Picture]
@@ -59,6 +62,17 @@ class QuestionSection:
     slug: str
     quotation: list[tuple[str, str]]
     verdicts: list[tuple[str, str]]
+    table: Table
+    notes: list[str]
+    figures: list[Figure]
+
+
+@dataclass
+class TuningSection:
+    """What page.html and page.md say of arms at their own learning rates."""
+
+    title: str
+    slug: str
     table: Table
     notes: list[str]
     figures: list[Figure]
@@ -83,11 +97,12 @@ def report(root: Path, out: Path) -> None:
     runs = collect(root)
     for run in runs:
         _check(run)
-    found = comparisons(runs)
+    tuned, compared = tuning.tunings(runs)
+    found = comparisons(compared)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         failed: list[str] = []
-        asked = _try("What was asked", failed, answers, runs)
+        asked = _try("What was asked", failed, answers, compared)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
@@ -101,11 +116,17 @@ def report(root: Path, out: Path) -> None:
                 for each in asked
                 for section in _try(each.title, failed, _question_section, each, out)
             ],
+            "tunings": [
+                section
+                for each in tuned
+                for section in _try(each.title, failed, _tuning_section, each, out)
+            ],
             "sections": _sections(found, asked, out, failed),
             "failed": failed,
             "unfinished": tables.unfinished(runs, out),
             "runs": tables.listing(runs, out),
             "dead": notes.DEAD,
+            "saturated": notes.SATURATED,
             "depth": notes.DEPTH,
             "drawn": MOST_DRAWN,
         }
@@ -129,6 +150,7 @@ def _check(run: Run) -> None:
     """Whether the run alone can be reported; if not, it is listed with the cause."""
     try:
         alone = comparisons([run])
+        tuning.tunings([run])
         for comparison in alone:
             _section(comparison, [], [], [], [])
         ladder.ladders(alone)
@@ -190,6 +212,7 @@ def _section(
         cost=tables.cost(comparison),
         cost_notes=notes.cost(comparison),
         health=health.table(health.health(comparison)),
+        saturation=health.saturation_table(comparison),
         depth=depth.table(comparison),
         figures=drawn,
         pictures=taken,
@@ -211,6 +234,13 @@ def _question_section(answer: Answer, out: Path) -> list[QuestionSection]:
         figures=answer_figure(answer, name, out),
     )
     return [section]
+
+
+def _tuning_section(found: Tuning, out: Path) -> list[TuningSection]:
+    drawn = [tuning_figure(found, out)]
+    return [
+        TuningSection(found.title, found.slug, tuning.table(found), tuning.notes(found), drawn)
+    ]
 
 
 def _ladder_section(found: Ladder, out: Path) -> list[LadderSection]:
