@@ -43,7 +43,7 @@ class Contrast:
     @property
     def label(self) -> str:
         """In a table."""
-        than = f", more than {self.base}" if self.base else ""
+        than = f", minus that of {self.base}" if self.base else ""
         return f"{self.arm} over {self.control}{than}"
 
 
