@@ -24,8 +24,10 @@ from hydra.errors import (
 )
 from hydra.types import RunMode
 
-from attnlab.config.compose import CONFIGS, compose_config, plain, run_path
+from attnlab.config.compose import CONFIGS, compose_config, plain, run_path, sections
 from attnlab.config.messages import nearest, unknown_key, validate
+from attnlab.config.question import check_question
+from attnlab.config.tuning import check_tuning, is_tuning
 from attnlab.errors import (
     BadInput,
     FolderInUse,
@@ -86,6 +88,9 @@ def check(overrides: list[str], sweep: bool = False) -> None:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
     for job in listed:
         problems.update(dict.fromkeys(_problems(job)))
+    tuning = [o for o in overrides if is_tuning(o)]
+    if tuning and listed == [overrides] and not problems:
+        problems[f"{tuning[0]}: tunes the arms of a sweep, and this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
 
@@ -131,7 +136,8 @@ def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job. After a bad override it continues without that override."""
     while True:
         try:
-            values, chosen = _composed(overrides)
+            composed = compose_config(overrides, hydra=True)
+            values = plain(composed)
             break
         except Exception as error:  # Hydra's errors share no base class
             culprit = _culprit(overrides, error)
@@ -151,17 +157,17 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             else:
                 yield _first_line(culprit, error)
             overrides = [o for o in overrides if o != culprit]
+    aside = sections(composed, ["question", "tune"])
+    for check_section in (check_question, check_tuning):
+        try:
+            check_section(aside, overrides)
+        except BadInput as error:
+            yield from str(error).splitlines()
     try:
         cfg = validate(values)
-        RunFolder(run_path(cfg, chosen), cfg).check()
+        RunFolder(run_path(cfg, composed.hydra.run.dir), cfg).check()
     except BadInput as error:
         yield from str(error).splitlines()
-
-
-def _composed(overrides: list[str]) -> tuple[dict, str]:
-    """The configuration as a plain dict, and hydra.run.dir."""
-    composed = compose_config(overrides, hydra=True)
-    return plain(composed), composed.hydra.run.dir
 
 
 def _culprit(overrides: list[str], error: Exception) -> str | None:
@@ -174,7 +180,7 @@ def _culprit(overrides: list[str], error: Exception) -> str | None:
     changes = None
     for override in reversed(overrides):  # what was typed last is most likely wrong
         try:
-            _composed([o for o in overrides if o != override])
+            plain(compose_config([o for o in overrides if o != override], hydra=True))
             return override
         except Exception as other:
             if str(other) != str(error):

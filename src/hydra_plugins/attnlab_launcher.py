@@ -24,30 +24,37 @@ class SweepLauncher(Launcher):
     ) -> Sequence[JobReturn]:
         """Run the jobs; exits with the sweep's code if any did not finish."""
         from attnlab.cli import exit_on_failure
+        from attnlab.config.tuning import tuning_of
         from attnlab.errors import BadInput
         from attnlab.sweeps.jobs import compose_jobs
-        from attnlab.sweeps.local import run_jobs
-        from attnlab.sweeps.prepare import prepare
+        from attnlab.sweeps.tuning import tune, without_tuning
 
         GlobalHydra.instance().clear()  # of the sweep: jobs are composed on their own
         with exit_on_failure():
             if not isinstance(self.n_jobs, int) or self.n_jobs < 1:
                 raise BadInput(f"hydra.launcher.n_jobs={self.n_jobs}: must be an integer >= 1")
-            jobs = compose_jobs(job_overrides)
+            tuning = tuning_of(list(job_overrides[0]))
+            jobs = compose_jobs(without_tuning(job_overrides))
             if any(o.startswith("experiment=") for o in job_overrides[0]):
                 from attnlab.sweeps.pairing import check_arms
 
                 check_arms(jobs)
-            if self.cluster:
-                from attnlab.sweeps.slurm import queue_jobs
-
-                code = queue_jobs(jobs, **self.cluster)
-            else:
-                prepare(job.cfg for job in jobs if not job.finished)
-                code = run_jobs(jobs, self.n_jobs)
+            code = tune(jobs, tuning, self._run) if tuning else self._run(jobs)
         if code:
             raise SystemExit(code)
         return []
+
+    def _run(self, jobs: list) -> int:
+        """Run or queue jobs; the sweep's exit code."""
+        if self.cluster:
+            from attnlab.sweeps.slurm import queue_jobs
+
+            return queue_jobs(jobs, **self.cluster)
+        from attnlab.sweeps.local import run_jobs
+        from attnlab.sweeps.prepare import prepare
+
+        prepare(job.cfg for job in jobs if not job.finished)
+        return run_jobs(jobs, self.n_jobs)
 
 
 ConfigStore.instance().store(

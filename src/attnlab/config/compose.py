@@ -26,9 +26,19 @@ def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
         return compose("train", overrides=list(overrides), return_hydra_config=hydra)
 
 
+# Sections that are no part of a run's configuration: Hydra's own, an experiment's question, and
+# how a sweep tunes its arms.
+NO_PART_OF_A_RUN = ("hydra", "question", "tune")
+
+
 def plain(composed) -> dict:
-    """The composed configuration without Hydra's own as a plain dict, interpolations resolved."""
-    ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    """The composed configuration of a run as a plain dict, interpolations resolved."""
+    return sections(composed, [key for key in composed if key not in NO_PART_OF_A_RUN])
+
+
+def sections(composed, names: list[str]) -> dict:
+    """Those of these sections that are there as a plain dict, interpolations resolved."""
+    ours = OmegaConf.masked_copy(composed, [name for name in names if name in composed])
     return OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
 
 

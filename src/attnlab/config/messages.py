@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -19,6 +19,8 @@ TAGS = {
     *MECHANISMS,
 }  # how pydantic names a section's variants
 
+SomeSection = TypeVar("SomeSection", bound=BaseModel)
+
 
 def validate(composed: dict[str, Any]) -> Config:
     """Check a composed configuration (a plain dict).
@@ -26,12 +28,22 @@ def validate(composed: dict[str, Any]) -> Config:
     Errors: `BadInput` with one line per problem: key, value, what is allowed, and the nearest
     valid name.
     """
+    return checked(Config, composed)
+
+
+def checked(section: type[SomeSection], values: Any, name: str = "") -> SomeSection:
+    """`values` as a section, whose keys stand behind its `name`. Errors: as `validate`."""
     try:
-        return Config.model_validate(composed)
+        return section.model_validate(values)
     except ValidationError as error:
         lines: dict[str, list[str]] = {}
         for problem in error.errors():
             what, message = _message(problem)
+            if name and problem["type"] == "extra_forbidden":
+                near = nearest(str(problem["loc"][-1]), list(section.model_fields))
+                message = f"unknown key{near}"
+            if name and problem["loc"]:
+                what = f"{name}.{what}"
             lines.setdefault(what, []).append(message)
         # a key that may have several types has one message for each
         raise BadInput("\n".join(w + ", or ".join(m) for w, m in lines.items())) from None

@@ -39,6 +39,7 @@ ADDED = {
     "trainer.diagnostics": False,
     "trainer.on_nonfinite": "stop",
     "runtime.keep_checkpoints": 2,
+    "runtime.tuning": False,
     "arch.qk_norm": "none",
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
@@ -172,6 +173,7 @@ class Runtime(Section):
     workers: Annotated[int, Field(ge=0, le=64)]
     compile: bool
     progress: bool
+    tuning: bool
     keep_checkpoints: Annotated[int, Field(ge=2, le=LARGEST)]
     output_root: PathName
     cache: PathName

@@ -31,7 +31,7 @@ NEEDED: dict[str, type | UnionType | set[str]] = {
     **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),
 }
 # Keys of the metrics.jsonl rows that a report shows; the last is in every row with diagnostics.
-SHOWN = ('"val/', '"test/', "/dead_scorer", '"representation/')
+SHOWN = ('"val/', '"test/', "/dead_scorer", "/saturated", '"representation/')
 # Keys of result.json and metrics.jsonl that are numbers wherever they are anything.
 NUMBERS = re.compile(
     r"((val|test|best|attention|representation|gradient)/.*|step|steps|params.*|test_samples"

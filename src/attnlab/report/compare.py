@@ -129,7 +129,7 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     found: list[Comparison] = []
     slugs: Counter[str] = Counter()
     for title, group in zip(titles, ordered, strict=True):
-        for ablation, arms in _families(_arms(group)).items():
+        for ablation, arms in _families(arms_of(group)).items():
             more = f": ablation of {ablation}" if ablation else ""
             where = (group[0].config[key] for key in ("data.name", "scale", "protocol"))
             slug = slug_of(" ".join(where) + more)
@@ -164,7 +164,8 @@ def _order(group: list[Run]) -> tuple:
     return (*kind, -len(group), naming.frozen(shared(config)))
 
 
-def _arms(group: list[Run]) -> list[Arm]:
+def arms_of(group: list[Run]) -> list[Arm]:
+    """The arms among runs that agree in everything else, the baseline first."""
     members: dict[str, list[Run]] = {}
     for run in group:
         members.setdefault(naming.frozen(_own(run.config)), []).append(run)

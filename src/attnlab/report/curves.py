@@ -15,6 +15,10 @@ OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("solid", "dash", "dashdot", "dot")
 WIDE = 10  # perplexities that span more are drawn on a logarithmic axis
 SPLITS = {"val": "validation", "test": "test"}
+SATURATION = {
+    "saturated": "layer 0: rows with more than 0.99 on one key, %",
+    "normalized_entropy": "layer 0: entropy, % of uniform",
+}
 MOST_ARMS = len(KNOWN) + len(OTHERS)
 
 
@@ -53,6 +57,7 @@ class Curves:
     log: bool
     curves: list[Curve]
     left_out: list[str]
+    x_log: bool = False
 
 
 def curves(comparison: Comparison) -> Curves | None:
@@ -88,6 +93,29 @@ def curves(comparison: Comparison) -> Curves | None:
         curves=drawn,
         left_out=left_out,
     )
+
+
+FIRST = "attention/0"  # what enters the first layer has passed no other
+
+
+def saturation_curves(comparison: Comparison) -> dict[str, Curves]:
+    """Share of saturated rows and entropy of the first layer over steps, by heading; empty where
+    no run has logged them.
+    """
+    found = {}
+    for name, label in SATURATION.items():
+        drawn: list[Curve] = []
+        for arm in comparison.arms[:MOST_ARMS]:
+            points = {run.folder: _points(run, f"{FIRST}/{name}", None) for run in arm.runs}
+            if any(points.values()):
+                look = style(arm, [(c.color, c.dash) for c in drawn])
+                curve = _mean(arm, points, *look)
+                for of in (curve.mean, curve.low, curve.high):
+                    of[:] = [100 * value for value in of]
+                drawn.append(curve)
+        if drawn:
+            found[label] = Curves(comparison.title, "step", label, False, drawn, [])
+    return found
 
 
 def _points(run: Run, key: str, per_epoch: float | None) -> dict[float, float]:

@@ -5,11 +5,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from attnlab.report import depth, figures, health, interactive, published, setting
+from attnlab.report import depth, figures, forest, health, interactive, published, setting
 from attnlab.report.compare import Comparison
-from attnlab.report.curves import curves
+from attnlab.report.curves import curves, saturation_curves
+from attnlab.report.forest import Forest
 from attnlab.report.ladder import Ladder
+from attnlab.report.questions import Answer
 from attnlab.report.surface import surface
+from attnlab.report.tuning import Tuning
+from attnlab.report.tuning import curves as curves_of_tuning
 
 
 @dataclass
@@ -65,6 +69,54 @@ def health_figure(comparison: Comparison, out: Path) -> list[Figure]:
     return [Figure(caption, file, {"": Markup(interactive.health_plot(shares))})]
 
 
+def forest_figure(comparison: Comparison, out: Path) -> list[Figure]:
+    """The effects of a comparison; none where no effect has an interval."""
+    return _forest_figure(forest.of_comparison(comparison), f"forest_{comparison.slug}", out)
+
+
+def answer_figure(answer: Answer, slug: str, out: Path) -> list[Figure]:
+    """The registered effects of a question; none where no effect has an interval."""
+    return _forest_figure(forest.of_answer(answer), f"forest_{slug}", out)
+
+
+def _forest_figure(found: Forest | None, name: str, out: Path) -> list[Figure]:
+    if found is None:
+        return []
+    file = f"figures/{name}"
+    figures.plot_forest(found, out / file)
+    caption = "Paired effects, mean over seeds and interval; better is to the right."
+    if found.smallest:
+        caption += f" Grey: nearer to 0 than the smallest effect of interest, {found.smallest:g} "
+        caption += f"{found.unit}."
+    return [Figure(caption, file, {"": Markup(interactive.forest_plot(found))})]
+
+
+def saturation_figure(comparison: Comparison, out: Path) -> list[Figure]:
+    """Saturation of the first layer over steps; none where no run has logged it."""
+    found = saturation_curves(comparison)
+    if not found:
+        return []
+    file = f"figures/saturation_{comparison.slug}"
+    figures.plot_saturation(found, out / file)
+    caption = (
+        "Saturation of the first layer over steps: mean over seeds, the band from the smallest to "
+        "the largest."
+    )
+    plots = {label: Markup(interactive.curve_plot(curves)) for label, curves in found.items()}
+    return [Figure(caption, file, plots)]
+
+
+def tuning_figure(found: Tuning, out: Path) -> Figure:
+    """Every arm's response to the learning rate."""
+    file = f"figures/{found.slug}"
+    drawn = curves_of_tuning(found)
+    figures.plot_curves(drawn, out / file)
+    caption = "Response to the learning rate: mean over the tuning seeds, and their range."
+    if drawn.left_out:
+        caption += f" Not drawn: {', '.join(drawn.left_out)}."
+    return Figure(caption, file, {"": Markup(interactive.curve_plot(drawn))})
+
+
 def depth_figure(comparison: Comparison, out: Path) -> list[Figure]:
     """The diagnostics over depth; none without them."""
     found = depth.depth(comparison)
@@ -99,7 +151,9 @@ def surface_figure(comparison: Comparison, out: Path) -> list[Figure]:
 
 FIGURES = {  # of a comparison
     "The figure of curves": curve_figure,
+    "The figure of effects": forest_figure,
     "The figure of dead scorers": health_figure,
+    "The figure of saturation": saturation_figure,
     "The figure over depth": depth_figure,
     "The score surface (figure 1)": surface_figure,
 }

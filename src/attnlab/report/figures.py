@@ -12,6 +12,7 @@ import numpy as np
 
 from attnlab.report.curves import Curve, Curves
 from attnlab.report.depth import PLACES, Depth
+from attnlab.report.forest import Forest
 from attnlab.report.health import Share
 from attnlab.report.ladder import SOLVED, Ladder
 from attnlab.report.surface import REACH, Surface
@@ -74,6 +75,11 @@ def plot_curves(curves: Curves, stem: Path) -> None:
     if curves.log:
         axis.set_yscale("log")
         _plain_numbers(axis)
+    if curves.x_log:
+        axis.set_xscale("log")
+        x = sorted({value for curve in curves.curves for value in curve.x})
+        axis.set_xticks(x, [f"{value:g}" for value in x], minor=False)
+        axis.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axis.set(xlabel=curves.x_label, ylabel=curves.y_label)
     axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
     axis.grid(alpha=0.25)
@@ -128,6 +134,45 @@ def plot_health(shares: list[Share], title: str, stem: Path) -> None:
     axis.grid(alpha=0.25, axis="y")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=9, frameon=False)
+    _save(figure, stem)
+
+
+def plot_saturation(panels: dict[str, Curves], stem: Path) -> None:
+    """Health of the first layer over steps, as <stem>.png and <stem>.svg, a panel for each
+    quantity.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 4.3), layout="constrained")
+    for axis, (label, curves) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for curve in curves.curves:
+            _draw(axis, curve)
+        axis.set(xlabel=curves.x_label, ylabel=label, ylim=(-3, 103))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    lines, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
+    place = {"loc": "outside lower center", "ncols": min(4, len(lines))}
+    figure.legend(lines, names, fontsize=9, frameon=False, **place)
+    figure.suptitle(textwrap.fill(curves.title, 110), fontsize=10)
+    _save(figure, stem)
+
+
+def plot_forest(forest: Forest, stem: Path) -> None:
+    """Effects with intervals, as <stem>.png and <stem>.svg: better is to the right; the grey band
+    is what is smaller than the smallest effect of interest.
+    """
+    figure, axis = plt.subplots(figsize=(8, 1.3 + 0.32 * len(forest.rows)), layout="constrained")
+    if forest.smallest:
+        axis.axvspan(-forest.smallest, forest.smallest, color="#999999", alpha=0.2, lw=0)
+    axis.axvline(0, color="#666666", lw=0.8)
+    for place, (_, effect) in enumerate(forest.rows):
+        bars = [[effect.mean - effect.low], [effect.high - effect.mean]]
+        axis.errorbar(effect.mean, place, xerr=bars, fmt="s", ms=5, capsize=3, color="#0072B2")
+    labels = [textwrap.fill(f"{label} (n = {e.n})", 60) for label, e in forest.rows]
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(forest.x_label)
+    axis.set_title(textwrap.fill(forest.title, 80), fontsize=10)
+    axis.grid(alpha=0.25, axis="x")
+    axis.spines[["top", "right"]].set_visible(False)
     _save(figure, stem)
 
 

@@ -1,4 +1,4 @@
-"""How many score networks start dead, and how many are still dead at the end."""
+"""Score networks that start dead and layers that start saturated, and how many end so."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -24,20 +24,50 @@ class Health:
 
 def health(comparison: Comparison) -> list[Health]:
     """Every arm and layer with a score network."""
-    return [_health(arm, layer) for arm in comparison.arms for layer in _layers(arm)]
+    layers = ((arm, layer) for arm in comparison.arms for layer in _layers(arm, "dead_scorer"))
+    return [
+        Health(arm.label, layer, *_begin_and_end(arm, layer, "dead_scorer"))
+        for arm, layer in layers
+    ]
 
 
-def _layers(arm: Arm) -> list[str]:
+def _layers(arm: Arm, name: str) -> list[str]:
     keys = {key for run in arm.runs for row in run.rows for key in row}
-    return sorted({k.split("/")[1] for k in keys if k.endswith("/dead_scorer")}, key=int)
+    return sorted({k.split("/")[1] for k in keys if k.endswith(f"/{name}")}, key=int)
 
 
-def _health(arm: Arm, layer: str) -> Health:
-    key = f"attention/{layer}/dead_scorer"
-    shares = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
-    begin = [run[0][1] for run in shares if run and run[0][0] == 0]
-    end = [run[-1][1] for run in shares if run and run[-1][0] > 0]
-    return Health(arm.label, layer, begin, end)
+def _begin_and_end(arm: Arm, layer: str, name: str) -> tuple[list[float], list[float]]:
+    """Of every run the value at step 0, and that of the last evaluation."""
+    key = f"attention/{layer}/{name}"
+    values = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
+    begin = [run[0][1] for run in values if run and run[0][0] == 0]
+    end = [run[-1][1] for run in values if run and run[-1][0] > 0]
+    return begin, end
+
+
+# What is logged of saturation -> heading and format of its mean.
+SATURATION = {
+    "saturated": ("saturated rows", ".1%"),
+    "normalized_entropy": ("entropy / uniform", ".1%"),
+    "logit_std": ("sd of scores", ",.3g"),
+}
+
+
+def saturation_table(comparison: Comparison) -> Table:
+    """Means over runs at step 0 and in the last evaluation, a row for every arm and layer."""
+    columns = {"model": "text", "layer": "number", "runs": "number"}
+    for heading, _ in SATURATION.values():
+        columns |= {f"{heading} at step 0": "number", f"{heading} at the end": "number"}
+    rows = []
+    for arm in comparison.arms:
+        for layer in _layers(arm, "saturated"):
+            cells = []
+            for name, (_, form) in SATURATION.items():
+                ends = _begin_and_end(arm, layer, name)
+                cells += [f"{fmean(values):{form}}" if values else DASH for values in ends]
+            runs = max(map(len, _begin_and_end(arm, layer, "saturated")))
+            rows.append([arm.label, layer, str(runs), *cells])
+    return Table(columns, rows)
 
 
 def dead(shares: list[float]) -> int:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from attnlab.report.curves import Curve, Curves
 from attnlab.report.depth import PLACES, Depth, Panel
 from attnlab.report.figures import legend
+from attnlab.report.forest import Forest
 from attnlab.report.health import Share
 from attnlab.report.ladder import SOLVED, Ladder
 from attnlab.report.surface import Surface
@@ -19,6 +20,9 @@ def curve_plot(curves: Curves) -> str:
     """Means, bands and single runs of all arms."""
     figure = go.Figure(list(chain.from_iterable(map(_traces, curves.curves))))
     _lay_out(figure, curves.x_label, curves.y_label)
+    if curves.x_log:
+        x = sorted({value for curve in curves.curves for value in curve.x})
+        figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in x])
     if curves.log:
         figure.update_yaxes(type="log", tickformat=",~r", minor_showgrid=False, nticks=8)
     return _json(figure)
@@ -33,6 +37,29 @@ def health_plot(shares: list[Share]) -> str:
         figure.add_scatter(x=share.names, y=share.percent, error_y=bars, **point)
     _lay_out(figure, "", "dead runs, %, with 95 % interval")
     figure.update_layout(scattermode="group")
+    return _json(figure)
+
+
+def forest_plot(forest: Forest) -> str:
+    """Effects with intervals, one below the other."""
+    labels = [label for label, _ in forest.rows]
+    effects = [effect for _, effect in forest.rows]
+    bars = {
+        "type": "data",
+        "array": [effect.high - effect.mean for effect in effects],
+        "arrayminus": [effect.mean - effect.low for effect in effects],
+    }
+    figure = go.Figure()
+    means = [effect.mean for effect in effects]
+    look = {"mode": "markers", "marker": {"symbol": "square", "size": 8, "color": "#0072B2"}}
+    figure.add_scatter(x=means, y=labels, error_x=bars, name="", **look)
+    if forest.smallest:
+        band = {"fillcolor": "#999999", "opacity": 0.2, "line": {"width": 0}}
+        figure.add_vrect(-forest.smallest, forest.smallest, **band)
+    figure.add_vline(0, line={"color": "#666666", "width": 1})
+    _lay_out(figure, forest.x_label, "")
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    figure.update_layout(showlegend=False, height=120 + 32 * len(labels))
     return _json(figure)
 
 

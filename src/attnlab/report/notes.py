@@ -7,8 +7,8 @@ from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.setting import arm_deviations, deviations, source
+from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
-from attnlab.report.verdicts import MAX_SEEDS
 
 MEMORY = (
     "The paper's own figures for memory and speed (tables 6 to 8) are not comparable with these: "
@@ -19,6 +19,12 @@ DEAD = (
     "A row is one query of one head; it is dead if its score is the same for every key it sees, "
     "so that it attends uniformly. A run is dead in a layer where all rows are: its score network "
     "gets no gradient any more. Failed and unfinished runs count with what they logged."
+)
+SATURATED = (
+    "A row is saturated if more than 0.99 of its weight is on one key, so that the others hardly "
+    "have a gradient. Entropy is that of a row divided by that of uniform attention to the keys "
+    "that it sees. The standard deviation of scores is that before the softmax. Means over runs, "
+    "of up to 64 queries in each of 4 sequences."
 )
 DEPTH = (
     "The last evaluation, of the first samples of its split; layers count from 0. Rank-one "

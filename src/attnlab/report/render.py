@@ -9,15 +9,24 @@ import plotly.offline
 from markupsafe import Markup
 
 from attnlab.errors import BadInput
-from attnlab.report import depth, health, ladder, notes, tables
+from attnlab.report import answer_text, depth, health, ladder, notes, tables, tuning
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
-from attnlab.report.drawing import FIGURES, Figure, ladder_figure, surface_figure
+from attnlab.report.drawing import (
+    FIGURES,
+    Figure,
+    answer_figure,
+    ladder_figure,
+    surface_figure,
+    tuning_figure,
+)
 from attnlab.report.ladder import Ladder
 from attnlab.report.pictures import Album, Picture
+from attnlab.report.questions import Answer, answers
 from attnlab.report.surface import has_surface
 from attnlab.report.table import Table
-from attnlab.runs.files import write_atomic
+from attnlab.report.tuning import Tuning
+from attnlab.runs.files import slug, write_atomic
 
 MOST_DRAWN = 16  # comparisons with figures: each costs half a second, and its share of the page
 MOST_SURFACES = 4  # of these with figure 1: a browser shows about 16 interactive surfaces at once
@@ -37,10 +46,36 @@ class Section:
     cost: Table
     cost_notes: list[str]
     health: Table
+    saturation: Table
     depth: Table
     figures: list[Figure]
     pictures: list[Picture]
     missing: list[str]  # figures that could not be drawn, and why
+
+
+@dataclass
+class QuestionSection:
+    """What page.html and page.md say of a registered question."""
+
+    title: str
+    tag: str
+    slug: str
+    quotation: list[tuple[str, str]]
+    verdicts: list[tuple[str, str]]
+    table: Table
+    notes: list[str]
+    figures: list[Figure]
+
+
+@dataclass
+class TuningSection:
+    """What page.html and page.md say of arms at their own learning rates."""
+
+    title: str
+    slug: str
+    table: Table
+    notes: list[str]
+    figures: list[Figure]
 
 
 @dataclass
@@ -62,10 +97,12 @@ def report(root: Path, out: Path) -> None:
     runs = collect(root)
     for run in runs:
         _check(run)
-    found = comparisons(runs)
+    tuned, compared = tuning.tunings(runs)
+    found = comparisons(compared)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         failed: list[str] = []
+        asked = _try("What was asked", failed, answers, compared)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
@@ -74,11 +111,22 @@ def report(root: Path, out: Path) -> None:
                 for each in ladder.ladders(found)
                 for section in _try(each.title, failed, _ladder_section, each, out)
             ],
-            "sections": _sections(found, out, failed),
+            "questions": [
+                section
+                for each in asked
+                for section in _try(each.title, failed, _question_section, each, out)
+            ],
+            "tunings": [
+                section
+                for each in tuned
+                for section in _try(each.title, failed, _tuning_section, each, out)
+            ],
+            "sections": _sections(found, asked, out, failed),
             "failed": failed,
             "unfinished": tables.unfinished(runs, out),
             "runs": tables.listing(runs, out),
             "dead": notes.DEAD,
+            "saturated": notes.SATURATED,
             "depth": notes.DEPTH,
             "drawn": MOST_DRAWN,
         }
@@ -102,8 +150,9 @@ def _check(run: Run) -> None:
     """Whether the run alone can be reported; if not, it is listed with the cause."""
     try:
         alone = comparisons([run])
+        tuning.tunings([run])
         for comparison in alone:
-            _section(comparison, [], [], [])
+            _section(comparison, [], [], [], [])
         ladder.ladders(alone)
     except Exception as error:  # of odd content, which can be anything
         run.unreadable(error)
@@ -116,7 +165,9 @@ def _counts(runs: list[Run]) -> str:
     return f"{len(runs):,} {'run' if len(runs) == 1 else 'runs'}: {said}"
 
 
-def _sections(found: list[Comparison], out: Path, failed: list[str]) -> list[Section]:
+def _sections(
+    found: list[Comparison], asked: list[Answer], out: Path, failed: list[str]
+) -> list[Section]:
     """One for each comparison, the first ones with figures; what cannot be shown is `failed`."""
     with_surface = [c for c in found if not c.ablation and has_surface(c)][:MOST_SURFACES]
     sections, album = [], Album(out)
@@ -127,7 +178,7 @@ def _sections(found: list[Comparison], out: Path, failed: list[str]) -> list[Sec
                 drawn += _try(what, missing, draw, comparison, out)
         taken, gone = album.take(comparison)
         rest = (drawn, taken, missing + gone)
-        sections += _try(comparison.title, failed, _section, comparison, *rest)
+        sections += _try(comparison.title, failed, _section, comparison, asked, *rest)
     return sections
 
 
@@ -144,11 +195,15 @@ def _try(what: str, missing: list[str], make: Callable[..., list], *args) -> lis
 
 
 def _section(
-    comparison: Comparison, drawn: list[Figure], taken: list[Picture], missing: list[str]
+    comparison: Comparison,
+    asked: list[Answer],
+    drawn: list[Figure],
+    taken: list[Picture],
+    missing: list[str],
 ) -> list[Section]:
     section = Section(
         title=comparison.title,
-        tag=notes.tag(comparison),
+        tag=", ".join(filter(None, (notes.tag(comparison), answer_text.marks(comparison, asked)))),
         slug=comparison.slug,
         setting=notes.setting(comparison),
         verdicts=notes.verdicts(comparison),
@@ -157,12 +212,35 @@ def _section(
         cost=tables.cost(comparison),
         cost_notes=notes.cost(comparison),
         health=health.table(health.health(comparison)),
+        saturation=health.saturation_table(comparison),
         depth=depth.table(comparison),
         figures=drawn,
         pictures=taken,
         missing=missing,
     )
     return [section]
+
+
+def _question_section(answer: Answer, out: Path) -> list[QuestionSection]:
+    name = slug(f"{answer.experiment} {answer.title}")
+    section = QuestionSection(
+        title=f"{answer.experiment}: {answer.title}",
+        tag=answer_text.tag(answer),
+        slug=name,
+        quotation=answer_text.quotation(answer),
+        verdicts=answer_text.verdicts(answer),
+        table=answer_text.table(answer),
+        notes=answer_text.notes(answer),
+        figures=answer_figure(answer, name, out),
+    )
+    return [section]
+
+
+def _tuning_section(found: Tuning, out: Path) -> list[TuningSection]:
+    drawn = [tuning_figure(found, out)]
+    return [
+        TuningSection(found.title, found.slug, tuning.table(found), tuning.notes(found), drawn)
+    ]
 
 
 def _ladder_section(found: Ladder, out: Path) -> list[LadderSection]:

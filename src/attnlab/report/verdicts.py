@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from attnlab.report.statistics import Effect
-
-MAX_SEEDS = 1000  # nobody trains more; beyond it `Verdict.needed` is None
+from attnlab.report.statistics import MAX_SEEDS, Effect, equivalent
 
 
 @dataclass(frozen=True)
@@ -21,13 +19,15 @@ class Verdict:
     needed: int | None = None
 
 
-def verdict(effect: Effect, published: float | None) -> Verdict:
+def verdict(effect: Effect, published: float | None, smallest: float | None = None) -> Verdict:
     """What the interval says about the published effect (same unit, above 0; None: not known).
 
     reproduced: above 0, and contains or exceeds the published effect. contradicted: all of it
     below the published effect, be it above 0 or not. undecided: contains 0 and the published one.
-    Nothing published: better, worse, no difference shown. n = 1: single run. The same on all
-    seeds, and no `Effect.floor`: undecided.
+    Nothing published: better, worse, no difference shown. With a smallest effect of interest (same
+    unit): equivalent, which is a finding, if all of the interval is nearer to 0 than that; better
+    or worse; else undecided. n = 1: single run. The same on all seeds, and no `Effect.floor`:
+    undecided.
     """
     if effect.sd is None and effect.n > 1:
         reason = f"{effect.mean:+.3g} {effect.unit}, the same on all {effect.n} seeds"
@@ -35,8 +35,12 @@ def verdict(effect: Effect, published: float | None) -> Verdict:
     if effect.sd is None:
         reason = f"{effect.mean:+.3g} {effect.unit} on one seed; its spread is unknown"
         return Verdict("single run", reason)
-    against = _against_zero(effect) if published is None else _against_published(effect, published)
-    word, clause, margin = against
+    if smallest is not None:
+        word, clause, margin = _against_smallest(effect, smallest)
+    elif published is not None:
+        word, clause, margin = _against_published(effect, published)
+    else:
+        word, clause, margin = _against_zero(effect)
     return Verdict(word, f"{_measured(effect)} {clause}", _seeds_needed(effect, margin))
 
 
@@ -61,6 +65,18 @@ def _against_zero(e: Effect) -> tuple[str, str, float | None]:
     if e.high < 0:
         return "worse", "is below 0", None
     return "no difference shown", "contains 0", abs(e.mean)
+
+
+def _against_smallest(e: Effect, smallest: float) -> tuple[str, str, float | None]:
+    bound = f"the smallest effect of interest, {smallest:.3g} {e.unit}"
+    if equivalent(e, smallest):
+        side = ", and without 0" if e.low > 0 or e.high < 0 else ""
+        return "equivalent", f"is nearer to 0 than {bound}{side}", None
+    word, clause, _ = _against_zero(e)
+    if word != "no difference shown":
+        size = "beyond" if min(abs(e.low), abs(e.high)) > smallest else "perhaps not beyond"
+        return word, f"{clause}, {size} {bound}", None
+    return "undecided", f"contains 0 and reaches {bound}", max(abs(e.mean), smallest - abs(e.mean))
 
 
 def _measured(e: Effect) -> str:

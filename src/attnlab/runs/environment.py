@@ -18,12 +18,12 @@ def environment(device) -> dict[str, Any]:
     import torch
 
     root = Path(__file__).resolve().parents[3]
-    commit = _git(root, "rev-parse", "HEAD")
+    commit = git(root, "rev-parse", "HEAD")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": sys.argv,
         "git_commit": commit,
-        "git_dirty": bool(_git(root, "status", "--porcelain")) if commit else None,
+        "git_dirty": bool(git(root, "status", "--porcelain")) if commit else None,
         "code_version": CODE_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -44,7 +44,8 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(root: Path, *command: str) -> str | None:
+def git(root: Path, *command: str) -> str | None:
+    """What git prints, without blanks around it; None where it fails or is not there."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10

@@ -1,0 +1,115 @@
+"""The question that an experiment's YAML registers before its runs.
+
+It belongs to the experiment and to no run: it is checked and taken out before a run's
+configuration is made, and no hash depends on it.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from attnlab.config.compose import CONFIGS
+from attnlab.config.messages import checked
+from attnlab.config.types import Count, Name, Positive, Section
+from attnlab.errors import BadInput
+
+Seeds = list[Annotated[Count, Field(lt=2**32)]]
+
+
+class Question(Section):
+    """What is asked, and what will decide it.
+
+    arms: names of models. controls: those of them that every other arm is compared with, the first
+    one first. settings: overrides in one line each; the first names a value for every key that the
+    others change. seeds: only these count as registered. tuning_seeds: chose something, a learning
+    rate for example, and are never evidence. smallest_effect: percent of perplexity, or points of
+    accuracy; arms whose difference is shown to be smaller are equivalent.
+    """
+
+    id: Name
+    text: Annotated[str, Field(min_length=1)]
+    arms: Annotated[list[Name], Field(min_length=2)]
+    controls: Annotated[list[Name], Field(min_length=1)]
+    settings: list[str] = Field(default_factory=list)
+    seeds: Annotated[Seeds, Field(min_length=2)]
+    tuning_seeds: Seeds
+    primary: Literal["test/perplexity", "test/accuracy"]
+    smallest_effect: Positive
+    rule: Annotated[str, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _across(self) -> "Question":
+        if problems := list(_contradictions(self)):
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def treated(self) -> list[str]:
+        """The arms that are compared with the controls."""
+        return [arm for arm in self.arms if arm not in self.controls]
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """For each setting the values of all keys that settings change; one empty dict without
+        settings.
+        """
+        parsed = [_parsed(line) for line in self.settings] or [{}]
+        return [parsed[0] | setting for setting in parsed]
+
+
+def _contradictions(question: Question) -> Iterator[str]:
+    if unknown := [arm for arm in question.controls if arm not in question.arms]:
+        yield f"question.controls={unknown}: must be among question.arms={question.arms}"
+    elif not question.treated:
+        yield f"question.controls={question.controls}: must leave an arm to compare with them"
+    for key in ("arms", "controls", "settings", "seeds"):
+        listed = getattr(question, key)
+        if len(set(listed)) < len(listed):
+            yield f"question.{key}={listed}: must name each one once"
+    if both := sorted(set(question.seeds) & set(question.tuning_seeds)):
+        yield f"question.tuning_seeds={both}: must not be among question.seeds"
+    for line in question.settings:
+        if not all("=" in word for word in line.split()):
+            yield f"question.settings={line}: must be key=value, separated by spaces"
+            return
+    if question.settings:
+        first = _parsed(question.settings[0])
+        for line in question.settings[1:]:
+            if new := sorted(_parsed(line).keys() - first.keys()):
+                yield f"question.settings={line}: the first setting has no value for {new[0]}"
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    pairs = (word.partition("=") for word in line.split())
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+def check_question(composed: dict[str, Any], overrides: list[str]) -> None:
+    """Check the question of a composed configuration, where it has one.
+
+    Errors: `BadInput` with one line a problem; also for an override: a question is registered in
+    its file, and a typed one would be nowhere.
+    """
+    typed = [o for o in overrides if o.lstrip("+~").partition("=")[0].split(".")[0] == "question"]
+    if typed:
+        rule = "a question stands in its experiment's file and cannot be typed"
+        raise BadInput("\n".join(f"{override}: {rule}" for override in typed))
+    if "question" in composed:
+        checked(Question, composed["question"], "question")
+
+
+def questions() -> dict[str, Question]:
+    """Experiment -> its question, for every one that has it. Errors: `BadInput`."""
+    found = {}
+    for file in sorted((CONFIGS / "experiment").glob("*.yaml")):
+        if question := question_in(file.read_text()):
+            found[file.stem] = question
+    return found
+
+
+def question_in(text: str) -> Question | None:
+    """The question in the text of an experiment's file. Errors: `BadInput`."""
+    section = yaml.safe_load(text).get("question")
+    return section and checked(Question, section, "question")

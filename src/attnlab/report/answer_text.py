@@ -1,0 +1,157 @@
+"""What a report says of a registered question: quoted, answered, and marked where exploratory."""
+
+from attnlab.report import statistics
+from attnlab.report.compare import Comparison
+from attnlab.report.questions import Answer, Contrast
+from attnlab.report.rules import conclusion
+from attnlab.report.table import DASH, Table
+from attnlab.report.tables import effect_text
+from attnlab.report.verdicts import Verdict, verdict
+
+MORE = {"better": "larger", "worse": "smaller", "no difference shown": "undecided"}
+
+
+def tag(answer: Answer) -> str:
+    """Registered, or not."""
+    return "exploratory" if answer.deviations else "registered"
+
+
+def judge(answer: Answer, contrast: Contrast) -> Verdict | None:
+    """Of one contrast; None without paired runs. Of a difference of effects: larger or smaller."""
+    if contrast.effect is None:
+        return None
+    if not contrast.base:
+        return verdict(contrast.effect, None, answer.question.smallest_effect)
+    found = verdict(contrast.effect, None)
+    return Verdict(MORE.get(found.word, found.word), found.reason, found.needed)
+
+
+def verdicts(answer: Answer) -> list[tuple[str, str]]:
+    """The conclusion where the rule draws one, else every contrast's word and sentence."""
+    if said := conclusion(answer):
+        return [(tag(answer), said)]
+    found = []
+    for contrast in answer.contrasts:
+        judged = judge(answer, contrast)
+        word, reason = (judged.word, judged.reason) if judged else ("no verdict", "no paired runs")
+        found.append((word, f"{contrast.label}: {reason}"))
+    return found
+
+
+def table(answer: Answer) -> Table:
+    """A row for every registered contrast, with runs or without."""
+    level = next((c.effect.level for c in answer.contrasts if c.effect), None)
+    shown = f" ({100 * level:.4g} % interval)" if level else ""
+    columns = {
+        "setting": "text",
+        "effect": "text",
+        f"mean over seeds{shown}": "number",
+        "verdict": "text",
+        "n": "number",
+    }
+    return Table(columns, [_row(answer, contrast) for contrast in answer.contrasts])
+
+
+def _row(answer: Answer, contrast: Contrast) -> list[str]:
+    effect, judged = contrast.effect, judge(answer, contrast)
+    name = contrast.setting or "as configured"
+    if effect is None or judged is None:
+        return [name, contrast.label, DASH, DASH, "0"]
+    return [name, contrast.label, effect_text(effect), judged.word, str(effect.n)]
+
+
+def quotation(answer: Answer) -> list[tuple[str, str]]:
+    """What was registered, in its own words: heading and text."""
+    question = answer.question
+    unit = statistics.UNIT[question.primary.removeprefix("test/")]
+    seeds = ", ".join(map(str, question.seeds))
+    tuning = ", ".join(map(str, question.tuning_seeds)) or "none"
+    smallest = f"{question.smallest_effect:g} {unit}"
+    return [
+        ("Question", question.text),
+        ("Rule", question.rule),
+        ("Arms", f"{', '.join(question.arms)}; compared with {', '.join(question.controls)}"),
+        ("Seeds", f"{seeds}; for tuning: {tuning}"),
+        ("Measure", f"{question.primary}; smallest effect of interest {smallest}"),
+        ("Registered", _when(answer)),
+    ]
+
+
+def _when(answer: Answer) -> str:
+    asked = answer.registration
+    file = f"configs/experiment/{answer.experiment}.yaml"
+    if asked.pending:
+        return f"the question in {file} is not committed"
+    if asked.commit is None:
+        return f"{file}; git does not say when"
+    known = [asked.precedes(commit) for commit in _commits(answer)]
+    old, unknown = known.count(False), known.count(None)
+    said = f"commit {asked.commit[:10]} of {asked.date} last changed the question in {file}"
+    if old:
+        said += f"; {old} of the runs' {len(known)} commits did not have it yet"
+    if unknown:
+        said += f"; {unknown} of the runs' {len(known)} commits are not known here"
+    if not old and not unknown:
+        said += "; it is part of every run's commit"
+    return said
+
+
+def _commits(answer: Answer) -> list[str]:
+    return sorted({str(run.env.get("git_commit")) for run in answer.runs})
+
+
+def notes(answer: Answer) -> list[str]:
+    """What a reader must know of the answer, in sentences."""
+    said = []
+    if answer.deviations:
+        reasons = "; ".join(answer.deviations)
+        said.append(f"WARNING: exploratory, because this is not what was registered: {reasons}.")
+    if answer.missing:
+        of = len(answer.runs) + answer.missing
+        said.append(f"{len(answer.runs)} of {of} registered runs are finished.")
+    if answer.others:
+        arms = sorted({run.config["model.name"] for run in answer.others})
+        seeds = sorted({run.config["seed"] for run in answer.others})
+        said.append(
+            f"Exploratory, and not counted here: {len(answer.others)} more runs of the same "
+            f"configuration, which differ from the registered ones by arm, setting or seed (arms "
+            f"{', '.join(arms)}; seeds {_listed(seeds)})."
+        )
+    said.append(
+        "Effects are paired by seed; positive is better. All registered intervals hold together "
+        "with 95 %. An effect is called equivalent if its whole interval is nearer to 0 than the "
+        "smallest effect of interest: two one-sided tests, each at half of the interval's error."
+    )
+    return said + planning(answer)
+
+
+def _listed(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+    return ", ".join(map(str, numbers[:8])) + more
+
+
+def planning(answer: Answer) -> list[str]:
+    """How many seeds the spread that was seen asks for."""
+    spread = [c.effect for c in answer.contrasts if c.effect and c.effect.sd is not None]
+    if not spread:
+        return []
+    widest = max(spread, key=lambda effect: effect.error(effect.n))
+    smallest = answer.question.smallest_effect
+    n = statistics.planned_seeds(widest.sd, smallest, widest.level, widest.floor)
+    need = f"{n:,} seeds are" if n else f"more than {statistics.MAX_SEEDS:,} seeds would be"
+    return [
+        f"Paired effects spread by up to {widest.sd:.2g} {widest.unit} (standard deviation over "
+        f"{widest.n} seeds). At that spread, {need} needed to call equal arms equivalent within "
+        f"{smallest:g} {widest.unit} with a probability of 90 %."
+    ]
+
+
+def marks(comparison: Comparison, found: list[Answer]) -> str:
+    """Which question registered a comparison's runs; `exploratory` if none did."""
+    runs = {run.folder for run in comparison.runs}
+    names = [
+        answer.experiment
+        for answer in found
+        if not answer.deviations and runs & {run.folder for run in answer.runs}
+    ]
+    return f"in part registered: {', '.join(names)}" if names else "exploratory"

@@ -1,0 +1,226 @@
+"""Registered questions, and what the runs below a folder answer.
+
+Only what was registered counts: the question's seeds, arms and settings, at the configuration that
+its experiment has, by runs of a commit that had the question. Everything else is exploratory, and
+is called so.
+"""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from attnlab.config.compose import CONFIGS, compose_config, plain
+from attnlab.config.messages import validate
+from attnlab.config.question import Question, questions
+from attnlab.config.schema import can_change_result
+from attnlab.report import naming, statistics
+from attnlab.report.collect import Run
+from attnlab.report.compare import shared
+from attnlab.report.registration import Registration, registration
+from attnlab.report.setting import arm_changes, typed
+from attnlab.report.statistics import Effect
+from attnlab.runs.files import flatten
+
+MOST_NAMED = 4  # keys in a sentence
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One registered comparison: an arm over a control within a setting, or, where `base` names
+    another setting, how much more that is than there. effect: None while there are no paired runs.
+    """
+
+    setting: str
+    arm: str
+    control: str
+    effect: Effect | None
+    base: str = ""
+
+    @property
+    def label(self) -> str:
+        """In a table."""
+        than = f", minus that of {self.base}" if self.base else ""
+        return f"{self.arm} over {self.control}{than}"
+
+
+@dataclass
+class Answer:
+    """A question at one place: a data set, a scale, a protocol.
+
+    deviations: why this is not what was registered; empty if it is. runs: the finished ones that
+    count. missing: how many registered ones do not yet. others: runs of the same place with other
+    seeds or arms.
+    """
+
+    experiment: str
+    question: Question
+    registration: Registration
+    title: str
+    deviations: list[str]
+    contrasts: list[Contrast]
+    runs: list[Run]
+    missing: int
+    others: list[Run] = field(default_factory=list)
+
+    def of(self, arm: str, control: str, setting: str, base: str = "") -> Effect | None:
+        """The effect of a contrast."""
+        key = (arm, control, setting, base)
+        return next(
+            c.effect for c in self.contrasts if (c.arm, c.control, c.setting, c.base) == key
+        )
+
+
+def answers(runs: Iterable[Run]) -> list[Answer]:
+    """What readable runs answer: every question with finished runs of an arm and of a control.
+    Of several that ask the same of other data, the one that was registered for this data.
+    """
+    readable = [run for run in runs if run.status != "unreadable"]
+    found: dict[str, Answer] = {}
+    for experiment, question in questions().items():
+        places: dict[str, list[Run]] = {}
+        kind = _composed(experiment)["data.kind"]
+        for run in readable:
+            if run.config["data.kind"] == kind and f"test/{run.metric}" == question.primary:
+                places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
+        for place, members in places.items():
+            answer = _answer(experiment, question, members)
+            key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
+            known = found.get(key)
+            if _pairs(answer) and (not known or len(answer.deviations) < len(known.deviations)):
+                found[key] = answer
+    return list(found.values())
+
+
+def _pairs(answer: Answer) -> bool:
+    """Whether there are runs of an arm and of a control."""
+    arms = {run.config["model.name"] for run in answer.runs}
+    return bool(arms & set(answer.question.treated) and arms & set(answer.question.controls))
+
+
+def _place(config: dict[str, Any], question: Question) -> dict[str, Any]:
+    """What all runs of an answer agree in."""
+    kept = shared(config)
+    return {k: v for k, v in kept.items() if k not in question.values[0] and can_change_result(k)}
+
+
+def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
+    names = [_setting_name(question, values) for values in question.values]
+    cells: dict[tuple[str, str], dict[int, Run]] = {}
+    others = []
+    for run in members:
+        setting = _setting(run.config, question)
+        arm = run.config["model.name"]
+        as_shipped = arm in question.arms and not arm_changes(run.config)
+        if setting is None or not as_shipped or run.config["seed"] not in question.seeds:
+            others.append(run)
+        elif run.value is not None:  # of several with one seed the first by path counts
+            cells.setdefault((names[setting], arm), {}).setdefault(run.config["seed"], run)
+    counted = [run for found in cells.values() for run in found.values()]
+    config = members[0].config
+    asked = registration(experiment, question)
+    return Answer(
+        experiment=experiment,
+        question=question,
+        registration=asked,
+        title=naming.kind(config),
+        deviations=[*_deviations(experiment, question, config), *_too_early(asked, counted)],
+        contrasts=list(_contrasts(question, names, cells)),
+        runs=counted,
+        missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
+        others=others,
+    )
+
+
+def _setting(config: dict[str, Any], question: Question) -> int | None:
+    """Which of the question's settings a run has."""
+    have = {key: config.get(key) for key in question.values[0]}
+    return question.values.index(have) if have in question.values else None
+
+
+def _setting_name(question: Question, values: dict[str, Any]) -> str:
+    """The name under which configs/setting has these values; else the values."""
+    for file in sorted((CONFIGS / "setting").glob("*.yaml")):
+        changes = {f"arch.{k}": v for k, v in (yaml.safe_load(file.read_text()) or {}).items()}
+        if values and question.values[0] | changes == values:
+            return file.stem
+    changed = {k: v for k, v in values.items() if v != question.values[0][k]}
+    return " ".join(f"{key}={typed(value)}" for key, value in changed.items())
+
+
+def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> Iterator[str]:
+    """Where a run is not what its experiment is at this scale. Scale and protocol are stated with
+    every answer and are free.
+    """
+    here = (f"scale={config['scale']}", f"protocol={config['protocol']}")
+    data = _composed(experiment, *here)["data.name"]
+    if config["data.name"] != data:
+        yield f"data={config['data.name']} instead of {data}"
+    expected = _place(_composed(experiment, *here, f"data={config['data.name']}"), question)
+    found = _place(config, question)
+    keys = [k for k in expected | found if expected.get(k) != found.get(k)]
+    for key in keys[:MOST_NAMED]:
+        yield f"{key}={typed(found.get(key))} instead of {typed(expected.get(key))}"
+    if len(keys) > MOST_NAMED:
+        yield f"{len(keys) - MOST_NAMED} more keys differ"
+
+
+@functools.cache
+def _composed(experiment: str, *overrides: str) -> dict[str, Any]:
+    """The configuration of an experiment's run, with dotted keys."""
+    composed = compose_config([f"experiment={experiment}", *overrides])
+    return flatten(validate(plain(composed)).model_dump())
+
+
+def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:
+    commits = {str(run.env.get("git_commit")) for run in counted}
+    if early := [commit for commit in commits if asked.precedes(commit) is False]:
+        runs = sum(str(run.env.get("git_commit")) in early for run in counted)
+        which = "is not committed" if asked.pending else "was last changed after their commit"
+        yield f"the question {which} ({runs} of {len(counted)} runs)"
+
+
+def _contrasts(
+    question: Question, names: list[str], cells: dict[tuple[str, str], dict[int, Run]]
+) -> Iterator[Contrast]:
+    """All that the question registers, whether there are runs for it or not: the level of their
+    intervals, which hold together with 95 %, is that of all of them from the start.
+    """
+    metric = question.primary.removeprefix("test/")
+    first = question.controls[0]
+    within = len(names) * len(question.treated) * len(question.controls)
+    level = 1 - statistics.ALPHA / (within + (len(names) - 1) * len(question.treated))
+    counted = [run for found in cells.values() for run in found.values()]
+    samples = {run.result.get("test_samples") for run in counted}
+    known = samples.pop() if len(samples) == 1 else None
+    same_data = len({str(run.result.get("data_fingerprint")) for run in counted}) == 1
+
+    def values(setting: str, arm: str) -> dict[int, float]:
+        found = cells.get((setting, arm), {}) if same_data else {}
+        return {seed: run.value for seed, run in found.items()}
+
+    def effect(setting: str, arm: str, control: str) -> Effect | None:
+        ours, theirs = values(setting, arm), values(setting, control)
+        if not ours.keys() & theirs.keys():
+            return None
+        return statistics.paired_effect(ours, theirs, metric, level, known)
+
+    def per_seed(setting: str, arm: str) -> dict[int, float]:
+        return statistics.per_seed(values(setting, arm), values(setting, first), metric)
+
+    for name in names:
+        for arm in question.treated:
+            for control in question.controls:
+                yield Contrast(name, arm, control, effect(name, arm, control))
+    for name in names[1:]:
+        for arm in question.treated:
+            here, there = per_seed(name, arm), per_seed(names[0], arm)
+            more = [here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())]
+            parts = (effect(name, arm, first), effect(names[0], arm, first))
+            floor = math.hypot(*(part.floor for part in parts if part))
+            unit = statistics.UNIT[metric]
+            found = statistics.effect_of(more, unit, level, floor) if more else None
+            yield Contrast(name, arm, first, found, base=names[0])

@@ -1,0 +1,55 @@
+"""When a question was registered, by git: its last change, and which runs are older than that."""
+
+import re
+from dataclasses import dataclass
+
+from attnlab.config.compose import CONFIGS
+from attnlab.config.question import Question, question_in
+from attnlab.errors import BadInput
+from attnlab.runs.environment import git
+
+ROOT = CONFIGS.parent
+
+
+@dataclass(frozen=True)
+class Registration:
+    """The commit that last changed a question, and its date; None where git does not know it, or
+    where the question as it is now is not committed (`pending`).
+    """
+
+    commit: str | None = None
+    date: str | None = None
+    pending: bool = False
+
+    def precedes(self, commit: str) -> bool | None:
+        """Whether the question was there at a run's commit; None if that cannot be said."""
+        if self.pending:
+            return False
+        if self.commit is None or not re.fullmatch(r"[0-9a-f]{7,64}", commit):
+            return None
+        if git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+            return None
+        return git(ROOT, "merge-base", "--is-ancestor", self.commit, commit) is not None
+
+
+def registration(experiment: str, question: Question) -> Registration:
+    """Of an experiment's question: the oldest commit from which on it has been as it is now."""
+    file = f"configs/experiment/{experiment}.yaml"
+    log = git(ROOT, "log", "--format=%H %cs", "--", file)
+    if not log:
+        return Registration()
+    found = Registration(pending=True)
+    for line in log.splitlines():  # the newest first
+        commit, date = line.split()
+        if _question_at(commit, file) != question:
+            break
+        found = Registration(commit, date)
+    return found
+
+
+def _question_at(commit: str, file: str) -> Question | None:
+    """As it was; None if there was none, or none that is one today."""
+    try:
+        return question_in(git(ROOT, "show", f"{commit}:{file}") or "{}")
+    except BadInput:
+        return None

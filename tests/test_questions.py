@@ -1,0 +1,321 @@
+"""Registered questions: what is refused, what is quoted, what counts, and what the runs answer."""
+
+import functools
+import itertools
+import math
+import subprocess
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, config
+
+from attnlab import cli
+from attnlab.config.question import question_in, questions
+from attnlab.config.tuning import Tuning
+from attnlab.errors import BadInput
+from attnlab.report.collect import Run, collect
+from attnlab.report.questions import Answer, answers
+from attnlab.report.rules import RULES, conclusion
+from attnlab.report.statistics import effect_of, equivalent, planned_seeds
+from attnlab.report.tuning import tunings
+from attnlab.report.verdicts import verdict
+from attnlab.run import run
+from attnlab.runs.files import flatten
+from attnlab.sweeps.jobs import compose_jobs
+from attnlab.sweeps.tuning import Choice, choose, tune
+
+SETTINGS = ("as_published", "textbook_embedding", "embedding_norm", "pre_norm", "qk_norm")
+REGISTERED = yaml.safe_load((ROOT / "configs/experiment/controls.yaml").read_text())["question"]
+NOTHING = "Undecided: the intervals meet none of the conditions of the rule."
+
+
+# What is registered
+
+
+@pytest.mark.parametrize("experiment", questions())
+def test_a_shipped_experiment_runs_what_its_question_registers(experiment):
+    """And no more: arms or seeds beyond it would be exploratory from the start."""
+    question = questions()[experiment]
+    jobs = cli.jobs([f"experiment={experiment}"])
+    typed = [dict(o.split("=", 1) for o in job) for job in jobs]
+    assert {job["model"] for job in typed} == set(question.arms)
+    assert {int(job["seed"]) for job in typed} == set(question.seeds)
+    assert len(jobs) == len(question.arms) * len(question.seeds) * len(question.values)
+
+
+def test_a_question_changes_no_run():
+    cli.check(["experiment=controls", "scale=mini", "seed=10", "hydra.mode=RUN"])
+    with_question = config("experiment=controls", "scale=mini", "model=uniform")
+    assert with_question.hash == config("data=wikitext2", "scale=mini", "model=uniform").hash
+
+
+BAD = [
+    ({"seeds": [0, 1], "tuning_seeds": [1]}, "question.tuning_seeds=[1]: must not be among"),
+    ({"controls": ["unifrom"]}, "question.controls=['unifrom']: must be among question.arms"),
+    ({"controls": ["dot_product", "uniform", "neural_d2"]}, "must leave an arm to compare"),
+    ({"seeds": [3, 3]}, "question.seeds=[3, 3]: must name each one once"),
+    ({"smallest_effect": 0.0}, "question.smallest_effect=0.0: must be greater than 0"),
+    ({"primary": "val/loss"}, "question.primary=val/loss: must be 'test/perplexity'"),
+    ({"setings": []}, "question.setings: unknown key; did you mean settings?"),
+    ({"settings": ["arch.norm=post", "arch.qk_norm=rms"]}, "no value for arch.qk_norm"),
+    ({"settings": ["post"]}, "question.settings=post: must be key=value"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_what_is_wrong_with_a_question_is_one_line(change, message):
+    with pytest.raises(BadInput) as error:
+        question_in(yaml.safe_dump({"question": REGISTERED | change}))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_question_cannot_be_typed():
+    with pytest.raises(BadInput, match="cannot be typed"):
+        cli.check(["experiment=controls", "question.seeds=[0]", "hydra.mode=RUN"])
+
+
+def test_the_rule_in_code_is_the_registered_one():
+    """Whoever changes one of them has to change the other."""
+    for rule, question in ((RULES[q.id], q) for q in questions().values() if q.id in RULES):
+        assert question.rule in " ".join(rule.__doc__.split())
+
+
+# What runs answer
+
+
+def finished(value: float, *overrides: str, seed: int, commit: str | None = None) -> Run:
+    """A finished run as the report reads it."""
+    result = {"status": "finished", "test/perplexity": value}
+    composed_ = composed(*overrides) | {"seed": seed}
+    return Run(ROOT, composed_, result, {"git_commit": commit}, status="finished")
+
+
+@functools.cache
+def composed(*overrides: str) -> dict:
+    return flatten(config(*overrides).model_dump())
+
+
+def controls(effects: dict[str, tuple[float, float]], seeds=range(10, 15), noise=0.05) -> Answer:
+    """The answer to `controls` where neural_d2 is better than dot_product and than uniform by so
+    many percent in each setting.
+    """
+    rng = np.random.default_rng(0)
+    runs = []
+    for setting, seed in itertools.product(SETTINGS, seeds):
+        over_dot, over_uniform = effects.get(setting, effects["else"])
+        base = 100 + seed
+        values = {
+            "neural_d2": base,
+            "dot_product": base / (1 - (over_dot + rng.normal(0, noise)) / 100),
+            "uniform": base / (1 - (over_uniform + rng.normal(0, noise)) / 100),
+        }
+        for model, value in values.items():
+            overrides = ("experiment=controls", "scale=mini", f"setting={setting}")
+            runs.append(finished(value, *overrides, f"model={model}", seed=seed))
+    (answer,) = answers(runs)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("effects", "said"),
+    [
+        (
+            {"as_published": (2.2, 0.0), "else": (0.0, 0.0)},
+            "The scores explain nothing beyond the removed saturation: as published, neural_d2 is "
+            "better than dot_product and equivalent to uniform attention, and in 4 of 4 other "
+            "settings it is equivalent to dot_product; saturation explains part of the gain: over "
+            "dot_product it is smaller than as published in 4 of 4 other settings.",
+        ),
+        (
+            {"else": (2.2, 2.0)},
+            "The scores have a gain of their own over uniform attention "
+            f"({', '.join(SETTINGS)}).",
+        ),
+        (
+            {"as_published": (2.2, 1.5), "else": (1.0, 0.0)},
+            "Saturation explains part of the gain: over dot_product it is smaller than as "
+            "published in 4 of 4 other settings; the scores have a gain of their own over uniform "
+            "attention (as_published).",
+        ),
+        ({"else": (0.7, 0.3)}, NOTHING),
+        (
+            dict.fromkeys(("as_published", "pre_norm", "qk_norm"), (2.2, 0)) | {"else": (0, 0)},
+            NOTHING,
+        ),
+    ],
+)  # fmt: skip
+def test_the_sentence_follows_the_registered_rule(effects, said):
+    answer = controls(effects)
+    assert not answer.deviations or "question" in answer.deviations[0]
+    assert conclusion(answer) == said
+
+
+def test_missing_runs_leave_it_undecided_however_clear_the_others_are():
+    answer = controls({"as_published": (2.2, 0.0), "else": (0.0, 0.0)}, seeds=range(10, 14))
+    assert conclusion(answer) == "Undecided: 60 of 75 registered runs are finished."
+
+
+def test_seeds_and_arms_that_were_not_registered_do_not_count():
+    runs = [
+        finished(value, "experiment=controls", "scale=mini", f"model={model}", seed=seed)
+        for seed in (0, 10, 11, 12)
+        for model, value in (("dot_product", 100), ("neural_d2", 98 - seed), ("additive", 50))
+    ]
+    answer = next(answer for answer in answers(runs) if answer.experiment == "controls")
+    assert {run.config["seed"] for run in answer.runs} == {10, 11, 12}
+    assert len(answer.others) == 4 + 2  # all of additive, and seed 0 of the others
+    assert answer.of("neural_d2", "dot_product", "as_published").n == 3
+
+
+def test_another_configuration_than_the_registered_one_is_exploratory():
+    runs = [
+        finished(value, "experiment=controls", "scale=mini", f"model={model}", *more, seed=10)
+        for model, value in (("dot_product", 100), ("neural_d2", 98))
+        for more in (("trainer.lr=0.1",), ("data=pydocs",))
+    ]
+    reasons = [answer.deviations for answer in answers(runs)]
+    assert any("trainer.lr=0.1 instead of 0.004" in each for each in reasons)
+    assert any("data=pydocs instead of wikitext2" in each for each in reasons)
+
+
+def test_runs_of_a_commit_without_the_question_are_exploratory():
+    git = ["git", "-C", str(ROOT), "log", "--format=%H", "--", "configs/experiment/controls.yaml"]
+    commits = subprocess.run(git, capture_output=True, text=True).stdout.split()
+    if not commits:
+        pytest.skip("not a git checkout")
+    with_question = commits[0]
+    before = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", f"{commits[-1]}~1"], capture_output=True, text=True
+    ).stdout.strip()  # the file was made with its question
+    for commit, early in ((before, True), (with_question, False), ("f" * 40, False)):
+        runs = [
+            finished(v, "experiment=controls", "scale=mini", f"model={m}", seed=10, commit=commit)
+            for m, v in (("dot_product", 100), ("neural_d2", 98))
+        ]
+        (answer,) = answers(runs)
+        if answer.registration.pending:
+            pytest.skip("the question is changed and not committed")
+        assert any("last changed after" in reason for reason in answer.deviations) == early
+
+
+# Tuning
+
+
+@pytest.mark.parametrize(
+    ("response", "metric", "rate", "at_edge"),
+    [
+        ({0.1: [30, 32], 0.2: [29, 31], 0.4: [33, 33]}, "perplexity", 0.2, False),
+        ({0.1: [0.5, 0.4], 0.2: [0.6, 0.7], 0.4: [0.8, 0.9]}, "accuracy", 0.4, True),
+        ({0.1: [30], 0.2: [29], 0.4: [math.nan]}, "perplexity", 0.2, False),  # tried, so no edge
+        ({0.1: [30, 30], 0.2: [20, math.nan]}, "perplexity", 0.1, True),
+    ],
+)
+def test_the_best_mean_is_chosen_among_rates_at_which_nothing_diverged(
+    response, metric, rate, at_edge
+):
+    assert choose(response, metric) == Choice(rate, at_edge)
+
+
+def test_where_everything_diverges_nothing_is_chosen():
+    assert choose({0.1: [math.nan], 0.2: [math.nan]}, "accuracy") is None
+
+
+def test_a_tuning_seed_is_never_one_of_the_sweeps():
+    jobs = compose_jobs([["scale=smoke", "seed=100"]])
+    with pytest.raises(BadInput, match="100 is one of the sweep's seeds"):
+        tune(jobs, Tuning(seeds=[100, 101], factors=[0.5, 1]), run=lambda jobs: 0)
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("tune=lr hydra.mode=RUN", "tune=lr: tunes the arms of a sweep, and this is one run"),
+        ("tune=lr tune.seeds=[-1] hydra.mode=RUN", "tune.seeds.0=-1: must be greater than"),
+        ("tune=lr tune.factors=[1,1] hydra.mode=RUN", "tune.factors=[1.0, 1.0]: must name each"),
+        ("tune=rl hydra.mode=RUN", "tune=rl: unknown tune; did you mean lr?"),
+    ],
+)
+def test_bad_tuning_is_one_line(typed, message):
+    with pytest.raises(BadInput) as error:
+        cli.check(typed.split())
+    assert str(error.value).startswith(message) and len(str(error.value).splitlines()) == 1
+
+
+def test_arms_get_their_own_rates_and_a_tuning_seed_counts_nowhere(cache, tmp_path, capsys):
+    """Real runs: the trials choose, the sweep's seeds run at both rates, and again is nothing."""
+    smoke = ["scale=smoke", "logger=none", f"runtime.cache={cache}", "trainer.max_steps=2"]
+    smoke += [f"runtime.output_root={tmp_path}", "data=nt", "trainer.eval_every=2"]
+    arms = ("dot_product", "neural_d2")
+    jobs = compose_jobs([*smoke, f"model={m}", f"seed={s}"] for m in arms for s in (0,))
+    ran: list[str] = []
+
+    def run_here(listed) -> int:
+        for job in listed:
+            if not job.finished:
+                ran.append(job.name)
+                run(job.cfg, job.path)
+        return 0
+
+    tuning = Tuning(seeds=[7], factors=[0.01, 1])
+    assert tune(jobs, tuning, run_here) == 0
+    assert sum("runtime.tuning=true" in name for name in ran) == 4
+    assert "at the grid's edge" in capsys.readouterr().out  # of two rates each is an end
+    assert tune(jobs, tuning, run_here) == 0
+    assert len(ran) == len(set(ran)) <= 4 + 2 + 2
+    (found,), rest = tunings(collect(tmp_path))
+    assert found.seeds == [7] and {r.config["seed"] for r in rest} == {0}
+    assert all(effect.n == 1 for effect in (*found.at_own.values(), *found.at_common.values()))
+    assert all(len(tuned.response) == 2 for tuned in found.arms)
+
+
+@pytest.mark.parametrize("reused", [False, True])
+def test_tuning_on_seeds_of_its_own_does_not_make_equal_arms_different(reused):
+    """Both arms are equal at every rate. One is tuned, the other not. On fresh seeds 5 % of
+    comparisons have an interval without 0 (by chance 3.5 to 6.5 % of 2,000); had the seeds that
+    chose the rate been used again, far more would.
+    """
+    rng = np.random.default_rng(0)
+    different = []
+    for _ in range(2000):
+        runs = rng.normal(100, 1, (20, 5))  # rates and seeds: validation and test alike
+        response = dict(enumerate(runs.tolist()))
+        rate = choose(response, "perplexity").rate
+        tested = runs[rate] if reused else rng.normal(100, 1, 5)
+        effect = effect_of((rng.normal(100, 1, 5) - tested).tolist(), "%", 0.95)
+        different.append(not effect.low <= 0 <= effect.high)
+    assert np.mean(different) > 0.08 if reused else 0.035 < np.mean(different) < 0.065
+
+
+# Error rates
+
+
+def effects_of(true: float, n: int, times: int, sd: float = 0.3) -> list:
+    rng = np.random.default_rng([n, int(10 * true)])
+    return [effect_of(v, "%", 0.95) for v in rng.normal(true, sd, (times, n)).tolist()]
+
+
+def test_equal_arms_are_rarely_called_different_and_equivalent_in_nine_of_ten_as_planned():
+    """5 % different (by chance up to 6.5 % of 2,000), 90 % equivalent at the planned number."""
+    planned = planned_seeds(0.3, 0.5, 0.95)
+    words = [verdict(e, None, 0.5).word for e in effects_of(0.0, planned, 2000)]
+    different = [not e.low <= 0 <= e.high for e in effects_of(0.0, planned, 2000)]
+    assert 0.035 < np.mean(different) < 0.065
+    assert np.mean([w in ("better", "worse") for w in words]) <= 0.05
+    assert 0.88 < words.count("equivalent") / len(words) < 0.97
+    fewer = [equivalent(e, 0.5) for e in effects_of(0.0, planned - 2, 2000)]
+    assert np.mean(fewer) < 0.88
+
+
+def test_arms_that_differ_by_the_smallest_effect_are_rarely_called_equivalent():
+    """At most 2.5 %, by chance up to 3.3 % of 2,000; and nine of ten are called different."""
+    planned = planned_seeds(0.3, 0.5, 0.95)
+    words = [verdict(e, None, 0.5).word for e in effects_of(0.5, planned, 2000)]
+    assert 0.01 < words.count("equivalent") / len(words) < 0.033
+    assert words.count("better") / len(words) > 0.9
+
+
+@pytest.mark.parametrize(("sd", "floor"), [(50.0, 0.0), (0.1, 1.0)])
+def test_more_seeds_than_anyone_trains_are_not_planned(sd, floor):
+    assert planned_seeds(sd, 0.5, 0.95, floor) is None
