@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from conftest import MODELS, config, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_attention import HEADS, VARIANTS, WIDTH, mechanism
@@ -14,7 +15,9 @@ from test_attention import HEADS, VARIANTS, WIDTH, mechanism
 from attnlab import NeuralAttention
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS
+from attnlab.inspection.generate import detokenize, generate, language_model
 from attnlab.models.attention.base import Attention
+from attnlab.run import run
 
 
 def test_public_names_wait_for_torch_and_need_no_hydra():
@@ -117,3 +120,46 @@ def test_a_mask_that_does_not_fit_is_refused(name, mask, said):
     x = torch.randn(1, HEADS, 4, WIDTH)
     with pytest.raises(ValueError, match=said):
         mechanism(name)(x, x, x, causal=False, mask=mask)
+
+
+LANGUAGE_MODELS = [
+    *((name, "sinusoidal", "post") for name in MODELS),
+    *(
+        ("neural_d2", place, "pre")
+        for place in ("sinusoidal_released", "learned", "rotary", "none")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "positions", "norm"), LANGUAGE_MODELS)
+def test_cached_logits_are_those_of_the_whole_sequence(name, positions, norm):
+    """In pieces of one and of several tokens, up to the longest sequence."""
+    layers = config(f"model={name}").model
+    chosen = [f"model.{layers.layers_key}=all"] if hasattr(layers, layers.layers_key) else []
+    body = (f"arch.positions={positions}", f"arch.norm={norm}")
+    model = model_of(config("scale=smoke", f"model={name}", *body, *chosen), 300, 300, 24)
+    model = model.double().eval()
+    ids = torch.randint(0, 300, (2, 24))
+    cache = model.new_cache()
+    with torch.no_grad():
+        pieces = [model(piece, cache) for piece in ids.split([5, 1, 1, 10, 1, 6], dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, 1), model(ids), rtol=1e-9, atol=1e-11)
+
+
+def test_generated_text_does_not_depend_on_the_cache(cache, tmp_path):
+    """Also where the window slides: the prompt is about to fill it."""
+    settings = ("logger=none", f"runtime.cache={cache}", "trainer.max_steps=2")
+    cfg = config("scale=smoke", "arch.positions=rotary", *settings)
+    run(cfg, tmp_path / "run")
+    block, device = cfg.data.sequence_length, torch.device("cpu")
+    tokenizer, model = language_model(cfg, tmp_path / "run", device)
+    prompt = "The statement " * (block // 2 - 2)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids[: block - 6]
+    prompt = tokenizer.decode(ids)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    text = generate(cfg, tmp_path / "run", prompt, 12, 0, 1, 0, device)
+    assert len(ids) < block < len(ids) + 12
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids[-block:]]))[0, -1].argmax()))
+    assert text == detokenize(tokenizer, ids)
