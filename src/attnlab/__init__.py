@@ -1,3 +1,26 @@
-"""attnlab: experiments on attention mechanisms that are more expressive than the dot product."""
+"""attnlab: experiments on attention mechanisms that are more expressive than the dot product.
+
+`NeuralAttention` and `neural_attention` are the layer and its function, for use in any model; they
+and torch are imported when they are asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attnlab.kernels.api import neural_attention
+    from attnlab.models.attention.neural import NeuralAttention
 
 __version__ = "0.1.0"
+__all__ = ["NeuralAttention", "neural_attention"]
+
+PUBLIC = {  # name -> the module that defines it
+    "NeuralAttention": "attnlab.models.attention.neural",
+    "neural_attention": "attnlab.kernels.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(PUBLIC[name]), name)

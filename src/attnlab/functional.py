@@ -26,6 +26,32 @@ def causal_mask(n: int, m: int, device: torch.device) -> Tensor:
     return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)
 
 
+def visible_keys(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
+    """What query i sees of the keys: boolean, broadcasts to (B, H, N, M), or None for all.
+
+    q (B, H, N, D), k (B, H, M, D). causal: key j <= i + M - N; mask: True where a key may be seen,
+    broadcasts to (B, H, N, M). Both must allow a key. Errors: `ValueError` if mask does not fit.
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    if mask is not None:
+        check_mask(mask, (*q.shape[:-1], m))
+    if not causal:
+        return mask
+    visible = causal_mask(n, m, q.device)
+    return visible if mask is None else visible & mask
+
+
+def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
+    """Errors: `ValueError` if mask is not boolean or does not broadcast to shape (B, H, N, M)."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, True where a key may be seen; got {mask.dtype}")
+    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
+    if mask.dim() > len(shape) or any(size not in (1, whole) for size, whole in sizes):
+        raise ValueError(
+            f"mask must broadcast to (B, H, N, M) = {tuple(shape)}; got {tuple(mask.shape)}"
+        )
+
+
 def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
     """Softmax over the last dimension of scores (..., N, M), in float32 or better; visible: a
     boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.

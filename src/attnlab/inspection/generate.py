@@ -27,7 +27,9 @@ def generate(
     `folder`.
 
     temperature >= 0 divides the logits (0: the likeliest token); top_k >= 1 keeps so many. The
-    model sees at most the last data.sequence_length tokens. Errors: `BadInput`.
+    model sees at most the last data.sequence_length tokens. Up to this length each step computes
+    the newest token alone, from cached keys and values. Beyond it the window slides, which moves
+    every token to another position, and each step computes the whole window. Errors: `BadInput`.
     """
     if cfg.data.kind != "text":
         raise BadInput(f"run={folder}: is not a language model (data={cfg.data.name})")
@@ -44,9 +46,12 @@ def generate(
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
     block = cfg.data.sequence_length
     generator = torch.Generator().manual_seed(seed)
+    cache = model.new_cache()
     for _ in range(tokens):
-        window = torch.tensor(ids[-block:], device=device)[None]
-        ids.append(sample(model(window)[0, -1].float().cpu(), temperature, top_k, generator))
+        if len(ids) > block:
+            cache = model.new_cache()
+        new = torch.tensor(ids[-block:][cache[0].tokens :], device=device)[None]
+        ids.append(sample(model(new, cache)[0, -1].float().cpu(), temperature, top_k, generator))
     return detokenize(tokenizer, ids)
 
 

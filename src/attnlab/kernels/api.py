@@ -13,8 +13,15 @@ import logging
 from torch import Tensor
 
 from attnlab.errors import BadInput
-from attnlab.functional import causal_mask, constant_in_graphs, masked_softmax, without_autocast
+from attnlab.functional import (
+    check_mask,
+    constant_in_graphs,
+    masked_softmax,
+    visible_keys,
+    without_autocast,
+)
 from attnlab.kernels.ops import BACKENDS, fused_attention
+from attnlab.kernels.padding import blind_queries, key_padding, with_padding
 from attnlab.kernels.validation import check_inputs
 
 log = logging.getLogger(__name__)
@@ -32,14 +39,17 @@ def neural_attention(
     scale: float,
     project=None,
     backend: str = "auto",
+    mask: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
 
     q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
     its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear` from
     D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
-    last query sees all keys. Returns (B, H, N, D) in the dtype of v.
-    backend: auto, eager, or one of BACKENDS.
+    last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
+    (B, H, N, M); a query that sees no key gets 0. Returns (B, H, N, D) in the dtype of v.
+    backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
+    queries, (B, 1, 1, M), at the price of one more hidden unit; eager serves any.
     Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
     the named backend cannot serve, where auto takes the next one.
     """
@@ -47,18 +57,28 @@ def neural_attention(
         allowed = ", ".join(("auto", "eager", *BACKENDS))
         raise BadInput(f"model.backend={backend}: must be one of {allowed}")
     check_inputs(q, k, v, score_network, project, causal)
+    blind = padding = None
+    if mask is not None:
+        check_mask(mask, (*q.shape[:3], k.shape[2]))
+        padding = key_padding(mask, k.shape[2])
     if backend != "eager":
         reason = score_network.unfusable
+        if not reason and mask is not None and padding is None:
+            reason = "a mask that differs between queries: fused kernels take key padding"
         if not reason:
             arguments = score_network.tables(q, k, scale, project)
+            if padding is not None:
+                blind = blind_queries(padding, q.shape[2], causal)
+                arguments = with_padding(arguments, padding, blind)
             backend, reason = _choose(backend, arguments, v, score_network.activation)
         if not reason:
             activation = score_network.activation
-            return fused_attention(*arguments, v, activation, causal, backend)[0]
+            out, _ = fused_attention(*arguments, v, activation, causal, backend)
+            return out if blind is None else out.masked_fill(blind, 0)
         if backend != "auto":
             raise BadInput(f"model.backend={backend}: {reason}")
         _say(f"Neural Attention runs by the eager reference: {reason}")
-    visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+    visible = visible_keys(q, k, causal, mask)
     with without_autocast(q):  # as precise as the kernels
         weights = masked_softmax(score_network(q, k, project) * scale, visible)
     return weights.to(v.dtype) @ v

@@ -48,12 +48,14 @@ class Positions(nn.Module):
         fixed = table[arch.positions](tokens, arch.width) if arch.positions in table else None
         self.register_buffer("table", fixed, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, N, width); N at most `tokens`."""
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """(B, N, width) -> (B, N, width); start: the position of the first token, start + N at
+        most `tokens`.
+        """
         y = self.scale * x
         table = self.table if self.learned is None else self.learned.weight
         if table is not None:
-            y = y + table[: x.shape[1]]
+            y = y + table[start : start + x.shape[1]]
         y = self.dropout(y)
         return self.residual * x + y if self.residual else y
 
@@ -72,11 +74,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angle.cos().float(), persistent=False)  # (tokens, D / 2)
         self.register_buffer("sin", angle.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, N, D) -> (B, H, N, D); N at most `tokens`. 16-bit x is rotated in float32: the
-        angles of neighbouring tokens may be closer than 16 bits tell apart.
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        """(B, H, N, D) -> (B, H, N, D); start: as in `Positions.forward`. 16-bit x is
+        rotated in float32: the angles of neighbouring tokens may be closer than 16 bits tell
+        apart.
         """
-        cos, sin = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]]
+        here = slice(start, start + x.shape[-2])
+        cos, sin = self.cos[here], self.sin[here]
         even, odd = (
             part.to(torch.promote_types(x.dtype, cos.dtype))
             for part in (x[..., 0::2], x[..., 1::2])

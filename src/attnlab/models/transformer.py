@@ -30,6 +30,21 @@ DOT_PRODUCT = DotProduct(name="dot_product", mechanism="dot_product")
 EMBEDDING = {"normal": nn.Embedding, "textbook": TextbookEmbedding}
 
 
+class KeyValueCache:
+    """Keys and values (B, H, M, D) of the tokens that one layer has seen; none at first."""
+
+    def __init__(self):
+        self.tokens: int = 0
+        self.keys_values: tuple[Tensor, Tensor] | None = None
+
+    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, with these behind the others; kept for the next call."""
+        if self.keys_values is not None:
+            k, v = (torch.cat(x, dim=-2) for x in zip(self.keys_values, (k, v), strict=True))
+        self.tokens, self.keys_values = k.shape[-2], (k, v)
+        return k, v
+
+
 class SelfAttention(nn.Module):
     """Projections to queries, keys, values (no bias), the mechanism, and the projection back.
 
@@ -45,14 +60,21 @@ class SelfAttention(nn.Module):
         rotary = arch.positions == "rotary"
         self.rotary = Rotary(tokens, arch.head_width) if rotary else None
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, W) -> queries, keys and values, each (B, H, N, D)."""
+    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, W) -> queries, keys and values, each (B, H, N, D); start: the position of the
+        first token.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return (q, k, v) if self.rotary is None else (self.rotary(q), self.rotary(k), v)
+        return (
+            (q, k, v) if self.rotary is None else (self.rotary(q, start), self.rotary(k, start), v)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, W) -> (B, N, W)."""
-        mixed = self.mechanism(*self.split(x), causal=self.causal)
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, N, W) -> (B, N, W). With a cache x holds the tokens behind those in it."""
+        q, k, v = self.split(x, cache.tokens if cache else 0)
+        if cache:
+            k, v = cache.extended(k, v)
+        mixed = self.mechanism(q, k, v, causal=self.causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -102,12 +124,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(arch.width)
         self.dropout = nn.Dropout(arch.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, W) -> (B, N, W)."""
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """(B, N, W) -> (B, N, W); cache: see `SelfAttention.forward`."""
         if self.post:
-            x = self.norm1(x + self.dropout(self.attention(x)))
+            x = self.norm1(x + self.dropout(self.attention(x, cache)))
             return self.norm2(x + self.feed_forward(x))
-        x = x + self.dropout(self.attention(self.norm1(x)))
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
         return x + self.feed_forward(self.norm2(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -148,14 +170,22 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(arch.width)
         self.head = nn.Linear(arch.width, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """lm: token ids (B, N) -> logits (B, N, V). vit: images (B, 3, S, S) -> logits (B, C)."""
+    def new_cache(self) -> list[KeyValueCache]:
+        """An empty cache for every layer, for `forward`."""
+        return [KeyValueCache() for _ in self.blocks]
+
+    def forward(self, x: Tensor, cache: list[KeyValueCache] | None = None) -> Tensor:
+        """lm: token ids (B, N) -> logits (B, N, V). vit: images (B, 3, S, S) -> logits (B, C).
+
+        cache, lm only: x holds the tokens that follow those in it, at most `tokens` with them;
+        their keys and values are added to it.
+        """
         x = self.cls(self.embedding(self.patches(x))) if self.vision else self.embedding(x)
-        x = self.positions(x)
+        x = self.positions(x, cache[0].tokens if cache else 0)
         if self.embedding_norm is not None:  # after dropout, as every norm of a post-LN block
             x = self.embedding_norm(x)
-        for block in self.blocks:
-            x = block(x)
+        for block, layer in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
+            x = block(x, layer)
         return self.head(self.norm(x[:, 0] if self.vision else x))
 
     def patches(self, images: Tensor) -> Tensor:

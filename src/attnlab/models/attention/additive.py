@@ -69,8 +69,10 @@ class AdditiveAttention(SoftmaxAttention):
         """See `SoftmaxAttention.scores`."""
         return self.score(q, k)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
-            q, k, v, self.score, causal=causal, scale=1.0, backend=self.backend
+            q, k, v, self.score, causal=causal, mask=mask, scale=1.0, backend=self.backend
         )

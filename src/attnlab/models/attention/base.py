@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.functional import at_least_float32, causal_mask, masked_softmax, without_autocast
+from attnlab.functional import at_least_float32, masked_softmax, visible_keys, without_autocast
 
 
 class Attention(nn.Module, ABC):
@@ -35,22 +35,28 @@ class Attention(nn.Module, ABC):
         where a key is not seen.
         """
 
-    def mixing(self, q: Tensor, k: Tensor, *, causal: bool) -> Tensor:
+    def mixing(self, q: Tensor, k: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
         """`weights` where, if causal, query i sees key j <= i + M - N, and else every key.
+
+        mask: boolean, True where a key may be seen, broadcasts to (B, H, N, M); key padding is
+        (B, 1, 1, M). A key is seen if both allow it.
 
         In float32 or better, under autocast too: scores in 16 bits overflow, and near scores of
         size 10 their rounding is worth a tenth of a weight.
         """
-        visible = causal_mask(q.shape[-2], k.shape[-2], q.device) if causal else None
+        visible = visible_keys(q, k, causal, mask)
         with without_autocast(q):
             return self.weights(at_least_float32(q), at_least_float32(k), visible)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """Mix values by attention weights; a subclass may do so by a faster way.
 
-        q (B, H, N, D), k, v (B, H, M, D). causal: as `mixing`. Returns (B, H, N, D).
+        q (B, H, N, D), k, v (B, H, M, D). causal, mask: as `mixing`. Returns
+        (B, H, N, D), 0 for a query that sees no key.
         """
-        return self.mixing(q, k, causal=causal).to(v.dtype) @ v
+        return self.mixing(q, k, causal=causal, mask=mask).to(v.dtype) @ v
 
 
 class SoftmaxAttention(Attention):

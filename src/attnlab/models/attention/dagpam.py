@@ -63,12 +63,15 @@ class DualAttention(Attention):
         gain, loss = self.lambdas.value
         return (1 + gain) * plus - loss * minus
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """See `Attention.forward`; P V = (1 + lambda+) P+ V - lambda- P- V, each product by
         torch's fused kernels.
         """
         plus, minus = (
-            dot_product(x.to(v.dtype), k, v, causal) for x in (q, self.negative_query(q.relu()))
+            dot_product(x.to(v.dtype), k, v, causal, mask)
+            for x in (q, self.negative_query(q.relu()))
         )
         gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits
         return ((1 + gain) * plus - loss * minus).to(v.dtype)

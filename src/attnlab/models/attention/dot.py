@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.functional import causal_mask
+from attnlab.functional import visible_keys
 from attnlab.models.attention.base import SoftmaxAttention
 
 EPSILON = 1e-6  # added to the mean square, so that a query of zeros stays one
@@ -47,14 +47,20 @@ class DotProductAttention(SoftmaxAttention):
         q, k = self.normalized(q, k)
         return q @ k.mT / math.sqrt(q.shape[-1])
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """See `Attention.forward`; by torch's own fused kernels."""
         q, k = self.normalized(q, k)
-        return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal)
+        return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal, mask)
 
 
-def dot_product(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+def dot_product(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
+) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V by torch's fused kernels; shapes as in `Attention.forward`."""
     n, m = q.shape[-2], k.shape[-2]
-    mask = causal_mask(n, m, q.device) if causal and n != m else None  # torch aligns it top left
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal and n == m)
+    if mask is None and n == m:  # torch aligns its own causal mask top left
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    visible = visible_keys(q, k, causal, mask)
+    return F.scaled_dot_product_attention(q, k, v, visible)

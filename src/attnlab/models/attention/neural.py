@@ -136,7 +136,9 @@ class NeuralAttention(SoftmaxAttention):
         """See `SoftmaxAttention.scores`: A / sqrt(D) (eqs 5-10), by the reference."""
         return self.score_network(q, k, self.project) * self.scale
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+    ) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
             q,
@@ -145,6 +147,7 @@ class NeuralAttention(SoftmaxAttention):
             self.score_network,
             project=self.project,
             causal=causal,
+            mask=mask,
             scale=self.scale,
             backend=self.backend,
         )
