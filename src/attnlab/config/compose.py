@@ -27,9 +27,12 @@ def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
 
 
 def plain(composed) -> dict:
-    """The composed configuration without Hydra's own as a plain dict, interpolations resolved."""
+    """The composed configuration as a plain dict, interpolations resolved: without Hydra's own and
+    without the protocol's switches, to which other keys have referred.
+    """
     ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-    return OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+    resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+    return {key: value for key, value in resolved.items() if key != "switches"}
 
 
 def run_path(cfg: Config, chosen: str) -> Path:

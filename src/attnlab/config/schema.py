@@ -29,7 +29,7 @@ UNHASHED = {"logger", "runtime"}
 # Where data lies. It may be moved: its fingerprint says whether it is still the same.
 PLACE = "data.path"
 
-# What the released protocol sets per arm though it is no part of attention (configs/protocol_arm).
+# What the released protocol sets per arm though it is no part of attention (configs/protocol).
 PER_ARM = {"arch.embedding_residual"}
 
 # Keys that the schema did not always have, with what runs before them did: a folder from then,
