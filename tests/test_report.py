@@ -589,18 +589,18 @@ def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
     pairs(make)
     (make(97.0, "model=neural_d2", seed=5, status="failed") / "failed.txt").write_text("no memory")
     folders = written(tmp_path / "runs")
-    file = tmp_path / "kept" / "runs.jsonl"
-    for root in (tmp_path / "runs", tmp_path / "kept"):  # the second time from the file itself
+    file = tmp_path / "archived" / "runs.jsonl"
+    for root in (tmp_path / "runs", tmp_path / "archived"):  # the second time from the file itself
         assert pack(root, file, speeds=True) == []
         assert len(file.read_text().splitlines()) == 7
-    kept = written(tmp_path / "kept").replace("attnlab: kept", "attnlab: runs")
+    kept = written(tmp_path / "archived").replace("archived", "runs")
 
     def unlinked(text: str) -> list[str]:
         return re.sub(r"\]\([^)]*\)|[ -]", "", text).splitlines()
 
     assert unlinked(kept) == unlinked(folders)
     pack(tmp_path / "runs", file, speeds=False)
-    assert "tokens/s" in folders and "tokens/s" not in written(tmp_path / "kept")
+    assert "tokens/s" in folders and "tokens/s" not in written(tmp_path / "archived")
 
 
 def test_a_long_curve_keeps_its_ends():
