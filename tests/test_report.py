@@ -19,6 +19,8 @@ import pytest
 import yaml
 from conftest import MODELS, ROOT, config
 
+from attnlab.report.archive import thinned
+from attnlab.report.collect import pack
 from attnlab.report.render import report
 from attnlab.run import run
 
@@ -331,7 +333,7 @@ def test_a_variant_alone_is_named_by_what_it_changes(make, tmp_path):
 
 
 def test_any_number_of_arms_has_its_place_in_a_ladder(make, tmp_path):
-    """More arms than colours, each with a look of its own."""
+    """More arms than colours."""
     common = ("data=nt", "arch.layers=4", "arch.heads=2")
     arms = [f"model={model}" for model in MODELS]
     arms += [f"model.d_prime={d}" for d in range(3, 26)]  # of the default, neural_d2
@@ -340,10 +342,9 @@ def test_any_number_of_arms_has_its_place_in_a_ladder(make, tmp_path):
         make(0.5, *common, arm, **tasks)
     text = written(tmp_path / "runs")
     assert text.count("50.00 (single)") == 32
-    traces = [p["data"] for p in Page(tmp_path / "runs/report/index.html").plots]
-    ladder = max(traces, key=len)
-    looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in ladder}
-    assert len(looks) == len(ladder) == 32  # eight colours times four dashes
+    plots = (p["data"][0] for p in Page(tmp_path / "runs/report/index.html").plots)
+    (ladder,) = (trace for trace in plots if trace["type"] == "heatmap")
+    assert len(ladder["x"]) == 32 and ladder["z"] == [[50.0] * 32]
 
 
 def test_runs_are_compared_only_if_they_agree_in_everything_else(make, tmp_path):
@@ -582,6 +583,40 @@ def test_a_missing_checkpoint_costs_one_figure(make, tmp_path):
     text = written(tmp_path / "runs")
     assert "figure 1) is missing" in text and "best.pt" in text
     assert "![Validation perplexity" in text
+
+
+def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
+    pairs(make)
+    (make(97.0, "model=neural_d2", seed=5, status="failed") / "failed.txt").write_text("no memory")
+    folders = written(tmp_path / "runs")
+    file = tmp_path / "archived" / "runs.jsonl"
+    for root in (tmp_path / "runs", tmp_path / "archived"):  # the second time from the file itself
+        assert pack(root, file, speeds=True) == []
+        assert len(file.read_text().splitlines()) == 7
+    kept = written(tmp_path / "archived").replace("archived", "runs")
+
+    def unlinked(text: str) -> list[str]:
+        return re.sub(r"\]\([^)]*\)|[ -]", "", text).splitlines()
+
+    assert unlinked(kept) == unlinked(folders)
+    pack(tmp_path / "runs", file, speeds=False)
+    assert "tokens/s" in folders and "tokens/s" not in written(tmp_path / "archived")
+
+
+def test_a_long_curve_keeps_its_ends():
+    train = [{"step": step, "train/loss": 1.0} for step in range(1, 1000)]
+    found = thinned([{"step": 0, "val/loss": 2.0}, *train, {"step": 1000, "val/loss": 1.0}])
+    assert [row["step"] for row in (found[0], found[1], found[-2], found[-1])] == [0, 1, 999, 1000]
+    assert len(found) == 52
+
+
+def test_figure_1_of_an_earlier_report_stays(make, tmp_path):
+    make(100.0, "model=neural_d2", "scale=mini")
+    figure = tmp_path / "runs/report/figures/figure1_pydocs_mini_paper.png"
+    assert "figure 1) is missing" in written(tmp_path / "runs")
+    figure.write_bytes(b"drawn before")
+    text = written(tmp_path / "runs")
+    assert figure.read_bytes() == b"drawn before" and "Drawn by an earlier report" in text
 
 
 def test_figure_1_shows_the_trained_score_network(trained, reported):

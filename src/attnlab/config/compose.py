@@ -26,9 +26,9 @@ def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
         return compose("train", overrides=list(overrides), return_hydra_config=hydra)
 
 
-# Sections that are no part of a run's configuration: Hydra's own, an experiment's question, and
-# how a sweep tunes its arms.
-NO_PART_OF_A_RUN = ("hydra", "question", "tune")
+# Sections that are no part of a run's configuration: Hydra's own, the switches of a protocol, to
+# which other keys have referred, an experiment's question, and how a sweep tunes its arms.
+NO_PART_OF_A_RUN = ("hydra", "switches", "question", "tune")
 
 
 def plain(composed) -> dict:
@@ -38,8 +38,9 @@ def plain(composed) -> dict:
 
 def sections(composed, names: list[str]) -> dict:
     """Those of these sections that are there as a plain dict, interpolations resolved."""
-    ours = OmegaConf.masked_copy(composed, [name for name in names if name in composed])
-    return OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+    ours = OmegaConf.masked_copy(composed, [n for n in (*names, "switches") if n in composed])
+    resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
+    return {name: resolved[name] for name in names if name in resolved}
 
 
 def run_path(cfg: Config, chosen: str) -> Path:

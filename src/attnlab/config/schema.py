@@ -29,8 +29,7 @@ UNHASHED = {"logger", "runtime"}
 # Where data is stored. It may be moved: its fingerprint shows whether it is still the same.
 PLACE = "data.path"
 
-# What the released protocol sets per arm although it is not part of attention
-# (configs/protocol_arm).
+# What the released protocol sets per arm although it is not part of attention (configs/protocol).
 PER_ARM = {"arch.embedding_residual"}
 
 # Keys that were added to the schema later, each with the value that describes earlier runs. A run

@@ -1,4 +1,7 @@
-"""Find the runs below a folder, read what they left there, and list them."""
+"""Find the runs below a folder, read what they left there, and list them.
+
+A run is a folder with a config.yaml, or a line of a `runs.jsonl` (`attnlab.report.archive`).
+"""
 
 import json
 import math
@@ -13,6 +16,7 @@ import yaml
 
 from attnlab.config.schema import ADDED
 from attnlab.errors import BadInput
+from attnlab.report import archive
 from attnlab.report.table import Table
 from attnlab.runs.files import flatten
 
@@ -44,15 +48,17 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast wher
 
 @dataclass
 class Run:
-    """One run folder as it is on disk.
+    """One run as it is on disk.
 
-    config: config.yaml with dotted keys, empty if it cannot be read. result: result.json. env:
-    env.json. rows: of metrics.jsonl, those with an evaluation or what is known of layers. status:
-    finished, failed, interrupted, unfinished (running, or killed) or unreadable. cause: why it
-    is not finished or has no value, in one line.
+    folder: that of the run, which need not be there any more. place: the file or folder that it
+    was read from. config: config.yaml with dotted keys, empty if it cannot be read. result:
+    result.json. env: env.json. rows: of metrics.jsonl, those with an evaluation
+    or what is known of layers. status: finished, failed, interrupted, unfinished
+    (running, or killed) or unreadable. cause: why it is not finished or has no value, in one line.
     """
 
     folder: Path
+    place: Path
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     env: dict[str, Any] = field(default_factory=dict)
@@ -81,48 +87,124 @@ class Run:
 
 def collect(root: Path) -> list[Run]:
     """Every run below `root`, in the order of their paths. Errors: `BadInput` if there is none."""
-    runs = [read(folder) for folder in sorted(_folders(root))]
+    folders, archives = _found(root)
+    runs = [read(folder) for folder in folders]
+    runs += [run for file in archives for run in _archived(file)]
     if not runs:
-        raise BadInput(f"runs={root}: no run folder there (none has a config.yaml)")
-    return runs
+        raise BadInput(
+            f"runs={root}: no run folder there (none has a config.yaml), nor a {archive.NAME}"
+        )
+    return sorted(runs, key=lambda run: run.folder)
 
 
-def _folders(root: Path) -> list[Path]:
-    found = []
+def _found(root: Path) -> tuple[list[Path], list[Path]]:
+    """Run folders, and files of runs."""
+    folders, archives = [], [root] if root.name == archive.NAME and root.is_file() else []
     for folder, below, files in os.walk(root):
         below[:] = [n for n in below if n not in INSIDE_A_RUN and not n.startswith(".")]
         if "config.yaml" in files:
-            found.append(Path(folder))
-    return found
+            folders.append(Path(folder))
+        if archive.NAME in files:
+            archives.append(Path(folder, archive.NAME))
+    return folders, archives
 
 
 def read(folder: Path) -> Run:
     """One run; what is damaged makes it `unreadable` and stops nothing."""
-    run = Run(folder)
+    run = Run(folder, folder)
     try:
-        run.config = _config(folder / "config.yaml")
-        run.env = _object(folder / "env.json")
-        run.result = _numbers(_object(folder / "result.json"), "result.json")
-        run.status = run.result.get("status", "unfinished")
-        if run.status not in STATUSES:
-            raise ValueError(f"result.json: status={run.status!r}: no such status")
-        run.rows, last = _rows(folder / "metrics.jsonl")
+        config = _yaml(folder / "config.yaml")
+        env, result = _object(folder / "env.json"), _object(folder / "result.json")
+        rows, last = _rows(folder / "metrics.jsonl")
+        file = folder / "failed.txt"
+        failed = file.read_text(errors="replace") if file.is_file() else ""
+        _fill(run, config, env, result, rows, last, failed)
     except Exception as error:  # what damaged files make of their parsers has no base class
         run.unreadable(error)
-        return run
-    if run.status != "finished":
-        run.cause = _cause(run, last)
-    elif run.value is None:
-        run.cause = f"test/{run.metric} is {run.result.get(f'test/{run.metric}')}"
     return run
 
 
-def _config(file: Path) -> dict[str, Any]:
+def _archived(file: Path) -> list[Run]:
+    """The runs of a file; a line that is none is an unreadable one."""
+    runs: list[Run] = []
     try:
-        config = yaml.load(file.read_text(), Loader=LOADER)
+        for record in archive.records(file):
+            run = Run(file.parent / record["run"], file)
+            runs.append(run)
+            try:
+                curve = record["curve"]
+                shown = [row for row in curve if any(k in f'"{key}' for key in row for k in SHOWN)]
+                last = curve[-1]["step"] if curve else None
+                parts = (record[key] for key in ("config", "env", "result"))
+                _fill(run, *parts, shown, last, record.get("failed", ""))
+            except Exception as error:  # of odd content, which can be anything
+                run.unreadable(error)
+    except (OSError, ValueError) as error:
+        runs.append(Run(file, file))
+        runs[-1].unreadable(error)
+    return runs
+
+
+def _fill(run: Run, config, env, result, rows: list[dict], last: int | None, failed: str) -> None:
+    """Put in what was read. Errors: ValueError for what a report cannot read."""
+    run.config = _checked(config)
+    run.env = env
+    run.result = _numbers(result, "result.json")
+    run.status = run.result.get("status", "unfinished")
+    if run.status not in STATUSES:
+        raise ValueError(f"result.json: status={run.status!r}: no such status")
+    run.rows = [_numbers(row, f"metrics.jsonl: step {row['step']}") for row in rows]
+    if run.status != "finished":
+        run.cause = _cause(run, last, failed)
+    elif run.value is None:
+        run.cause = f"test/{run.metric} is {run.result.get(f'test/{run.metric}')}"
+
+
+def pack(root: Path, file: Path, speeds: bool) -> list[Run]:
+    """Write all runs below `root` into one file; returns those left out, which cannot be read.
+
+    Errors: `BadInput` if there is no run.
+    """
+    packed, left_out = {}, []
+    for run in collect(root):
+        if run.status == "unreadable":
+            left_out.append(run)
+            continue
+        record = _record(run)
+        if not speeds:
+            record["result"] = archive.without_speeds(record["result"])
+        packed[run.folder.relative_to(root if root.is_dir() else root.parent).as_posix()] = record
+    archive.write(file, packed)
+    return left_out
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """What a line holds of a run, beside its name."""
+    if run.place != run.folder:
+        found = archive.records(run.place)
+        record = next(r for r in found if run.place.parent / r["run"] == run.folder)
+        return {key: value for key, value in record.items() if key != "run"}
+    rows = [row for line in _lines(run.folder / "metrics.jsonl") if (row := _row(line))]
+    record = {
+        "config": _yaml(run.folder / "config.yaml"),
+        "env": run.env,
+        "result": _object(run.folder / "result.json"),
+        "curve": archive.thinned(rows),
+    }
+    file = run.folder / "failed.txt"
+    return record | ({"failed": file.read_text(errors="replace")} if file.is_file() else {})
+
+
+def _yaml(file: Path) -> Any:
+    try:
+        return yaml.load(file.read_text(), Loader=LOADER)
     except yaml.YAMLError as error:
         raise ValueError(f"config.yaml: {error}") from None
-    config = ADDED | flatten(config) if isinstance(config, dict) else {}
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    """A run's configuration with dotted keys. Errors: ValueError if it is none."""
+    config = ADDED | flatten(content) if isinstance(content, dict) else {}
     if missing := sorted(NEEDED.keys() - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
     for key, allowed in NEEDED.items():
@@ -160,10 +242,14 @@ def _rows(file: Path) -> tuple[list[dict[str, Any]], int | None]:
     A long run has tens of thousands of rows of training loss: only the others are parsed. A torn
     row is left out, as the run itself does when it continues.
     """
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    lines = _lines(file)
     shown = (_row(line) for line in lines if any(key in line for key in SHOWN))
     last = next((row["step"] for line in reversed(lines) if (row := _row(line))), None)
-    return [_numbers(row, f"{file.name}: step {row['step']}") for row in shown if row], last
+    return [row for row in shown if row], last
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines() if file.is_file() else []
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -174,13 +260,12 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def _cause(run: Run, last: int | None) -> str:
+def _cause(run: Run, last: int | None, failed: str) -> str:
     total = run.config["trainer.max_steps"]
     of = f" of {total:,}" if total else ""
     where = "no step logged" if last is None else f"last step {last:,}{of}"
-    failed = run.folder / "failed.txt"
-    if failed.is_file():
-        return f"{_line(failed.read_text(errors='replace'))} ({where})"
+    if failed:
+        return f"{_line(failed)} ({where})"
     return {
         "unfinished": f"running or killed, {where}",
         "interrupted": f"{where}; the same command continues",

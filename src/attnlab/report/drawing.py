@@ -5,13 +5,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from attnlab.errors import BadInput
 from attnlab.report import depth, figures, forest, health, interactive, published, setting
 from attnlab.report.compare import Comparison
 from attnlab.report.curves import curves, saturation_curves
 from attnlab.report.forest import Forest
 from attnlab.report.ladder import Ladder
 from attnlab.report.questions import Answer
-from attnlab.report.surface import surface
+from attnlab.report.surface import chosen, surface
 from attnlab.report.tuning import Tuning
 from attnlab.report.tuning import curves as curves_of_tuning
 
@@ -19,7 +20,7 @@ from attnlab.report.tuning import curves as curves_of_tuning
 @dataclass
 class Figure:
     """file: relative to the report, without its kind. plots: what is drawn in the page, one beside
-    the other: headings (may be empty) and JSON.
+    the other: headings (may be empty) and JSON; none of a figure that is kept as a file alone.
     """
 
     caption: str
@@ -28,14 +29,11 @@ class Figure:
 
 
 def ladder_figure(found: Ladder, out: Path) -> Figure:
-    """The staircase of a ladder."""
+    """The heat map of a ladder."""
     file = f"figures/{found.slug}"
     figures.plot_ladder(found, out / file)
-    caption = (
-        "Accuracy of the lowest seed over tau; the line at the top is where a level is solved."
-    )
-    plots = {n: Markup(plot) for n, plot in interactive.ladder_plots(found).items()}
-    return Figure(caption, file, plots)
+    caption = "Test accuracy of the lowest seed in percent, for each level and arm."
+    return Figure(caption, file, {"": Markup(interactive.ladder_plot(found))})
 
 
 def curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
@@ -135,17 +133,26 @@ def depth_figure(comparison: Comparison, out: Path) -> list[Figure]:
 
 
 def surface_figure(comparison: Comparison, out: Path) -> list[Figure]:
-    """The paper's figure 1; for a comparison with `has_surface`."""
-    found = surface(comparison)
+    """The paper's figure 1; for a comparison with `has_surface`. Without the run's checkpoint the
+    file of an earlier report stays. Errors: `BadInput` if there is neither.
+    """
+    label, run = chosen(comparison)
     file = f"figures/figure1_{comparison.slug}"
-    figures.plot_surface(found, comparison.title, out / file)
-    headings = ("Dot product", f"Neural Attention: {found.label}")
-    plots = map(Markup, interactive.surface_plots(found))
     caption = (
         "Score of a query with itself over the plane, q' = k' = (x, y), in the form of the "
-        f"paper's figure 1: the dot product, and the trained score network of {found.label} "
-        f"({found.folder.name}), unscaled."
+        f"paper's figure 1: the dot product, and the trained score network of {label} "
+        f"({run.folder.name}), unscaled."
     )
+    try:
+        found = surface(comparison)
+    except BadInput:
+        if not (out / f"{file}.png").is_file():
+            raise
+        kept = " Drawn by an earlier report: the checkpoint is not here any more."
+        return [Figure(caption + kept, file, {})]
+    figures.plot_surface(found, comparison.title, out / file)
+    headings = ("Dot product", f"Neural Attention: {label}")
+    plots = map(Markup, interactive.surface_plots(found))
     return [Figure(caption, file, dict(zip(headings, plots, strict=True)))]
 
 

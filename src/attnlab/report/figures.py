@@ -14,7 +14,7 @@ from attnlab.report.curves import Curve, Curves
 from attnlab.report.depth import PLACES, Depth
 from attnlab.report.forest import Forest
 from attnlab.report.health import Share
-from attnlab.report.ladder import SOLVED, Ladder
+from attnlab.report.ladder import Ladder
 from attnlab.report.surface import REACH, Surface
 from attnlab.runs.files import write_atomic
 
@@ -220,31 +220,31 @@ def plot_surface(surface: Surface, title: str, stem: Path) -> None:
 
 
 def plot_ladder(ladder: Ladder, stem: Path) -> None:
-    """The staircase, as <stem>.png and <stem>.svg: for each N the accuracy of an arm's lowest seed
-    over tau, as steps, with all seeds as points.
+    """Accuracy of the lowest seed as a heat map, as <stem>.png and <stem>.svg: a row for each
+    level, a column for each arm; solved levels are bold.
     """
-    sizes = sorted({n for n, _ in ladder.levels})
-    height = max(4.3, 0.25 * len(ladder.accuracy) + 1)  # the legend has a line for each arm
-    figure, axes = plt.subplots(
-        1, len(sizes), figsize=(5 * len(sizes) + 2, height), layout="constrained", sharey=True
+    arms, levels = list(ladder.accuracy), ladder.levels
+    size = (2.2 + max(4.0, 1.1 * len(arms)), 1.7 + 0.42 * len(levels))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    lowest = [[ladder.lowest(arm, level) for arm in arms] for level in levels]
+    values = np.array(lowest, dtype=float)  # nan where there is no run
+    image = axis.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            solved = ladder.solved(arms[j], levels[i])
+            look = {"color": "black" if value > 60 else "white", "fontsize": 11}
+            weight = "bold" if solved else "normal"
+            text = f"{value:.1f}"
+            axis.text(j, i, text, ha="center", va="center", weight=weight, **look)
+    names = [textwrap.fill(arm, 14) for arm in arms]
+    axis.set_xticks(range(len(arms)), names, fontsize=11)
+    axis.set_yticks(
+        range(len(levels)), [f"N = {n}, tau = {tau}" for n, tau in levels], fontsize=11
     )
-    for n, axis in zip(sizes, np.atleast_1d(axes), strict=True):
-        taus = [tau for m, tau in ladder.levels if m == n]
-        for arm, levels in ladder.accuracy.items():
-            color, dash = ladder.looks[arm]
-            points = [(i, levels[n, tau]) for i, tau in enumerate(taus) if (n, tau) in levels]
-            x, y = [i for i, _ in points], [100 * min(found) for _, found in points]
-            axis.step(x, y, where="mid", color=color, linestyle=DASH[dash], lw=1.8, label=arm)
-            for i, found in points:
-                axis.plot([i] * len(found), [100 * a for a in found], "o", ms=3.5, color=color)
-        axis.axhline(100 * SOLVED, color="#999999", lw=0.8)
-        axis.set_xticks(range(len(taus)), [str(tau) for tau in taus])
-        axis.set(xlabel="tau", title=f"N = {n}")
-        axis.grid(alpha=0.25, axis="y")
-        axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=9, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    np.atleast_1d(axes)[0].set_ylabel("test accuracy, %, lowest seed")
-    figure.suptitle(textwrap.fill(ladder.title, 110), fontsize=10)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, label="test accuracy, %, lowest seed", shrink=0.9)
+    axis.set_title(textwrap.fill(ladder.title, 70), fontsize=10)
     _save(figure, stem)
 
 

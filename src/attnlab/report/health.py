@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
+from attnlab.report import naming
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.statistics import share_interval
 from attnlab.report.table import DASH, Table
@@ -87,8 +88,9 @@ class Share:
 
 
 def shares(found: list[Health]) -> list[Share]:
-    """At step 0 and in the end."""
+    """At step 0 and in the end, in the natural order of the arms' names: d_prime=2 before 16."""
     result = []
+    found = sorted(found, key=lambda h: (naming.natural(h.label), int(h.layer)))
     for time in ("step 0", "the end"):
         rows = {
             f"{h.label}, layer {h.layer}": h.begin if time == "step 0" else h.end for h in found

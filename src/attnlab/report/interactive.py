@@ -9,7 +9,7 @@ from attnlab.report.depth import PLACES, Depth, Panel
 from attnlab.report.figures import legend
 from attnlab.report.forest import Forest
 from attnlab.report.health import Share
-from attnlab.report.ladder import SOLVED, Ladder
+from attnlab.report.ladder import Ladder
 from attnlab.report.surface import Surface
 
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#1c1e21"}
@@ -63,23 +63,30 @@ def forest_plot(forest: Forest) -> str:
     return _json(figure)
 
 
-def ladder_plots(ladder: Ladder) -> dict[str, str]:
-    """For each N the accuracy of every arm's lowest seed over tau."""
-    plots = {}
-    for n in sorted({n for n, _ in ladder.levels}):
-        figure = go.Figure()
-        for arm, levels in ladder.accuracy.items():
-            color, dash = ladder.looks[arm]
-            steps = {tau: 100 * min(a) for (m, tau), a in sorted(levels.items()) if m == n}
-            line = {"color": color, "dash": dash, "shape": "hvh"}
-            x, y = [str(tau) for tau in steps], list(steps.values())
-            figure.add_scatter(x=x, y=y, name=arm, mode="lines+markers", line=line)
-        figure.add_hline(100 * SOLVED, line={"color": "#999999", "width": 1})
-        _lay_out(figure, "tau", "test accuracy, %, lowest seed")
-        taus = [str(tau) for m, tau in ladder.levels if m == n]
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=taus)
-        plots[f"N = {n}"] = _json(figure)
-    return plots
+def ladder_plot(ladder: Ladder) -> str:
+    """Accuracy of the lowest seed as a heat map: a row for each level, a column for each arm."""
+    arms, levels = list(ladder.accuracy), ladder.levels
+    z = [[ladder.lowest(arm, level) for arm in arms] for level in levels]
+    figure = go.Figure(
+        go.Heatmap(
+            x=arms,
+            y=[f"N = {n}, tau = {tau}" for n, tau in levels],
+            z=z,
+            zmin=0,
+            zmax=100,
+            colorscale="Viridis",
+            texttemplate="%{z:.1f}",
+            xgap=2,
+            ygap=2,
+            showscale=False,
+            hovertemplate="%{x}, %{y}: %{z:.2f} %<extra></extra>",
+        )
+    )
+    _lay_out(figure, "", "")
+    figure.update_layout(height=140 + 34 * len(levels))
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    figure.update_xaxes(type="category", showgrid=False)
+    return _json(figure)
 
 
 def depth_plots(depth: Depth) -> dict[str, str]:

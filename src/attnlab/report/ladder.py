@@ -5,7 +5,6 @@ from statistics import fmean
 
 from attnlab.report import naming
 from attnlab.report.compare import Arm, Comparison, shared
-from attnlab.report.curves import style
 from attnlab.report.table import DASH, Table
 
 SOLVED = 0.999  # accuracy, of every seed
@@ -18,19 +17,23 @@ Level = tuple[int, int]  # N, tau
 @dataclass
 class Ladder:
     """accuracy: arm -> level -> test accuracies, one a seed. trivial: level -> accuracy by chance
-    and of repeating the last symbol. looks: arm -> colour and dash.
+    and of repeating the last symbol.
     """
 
     title: str
     slug: str
     accuracy: dict[str, dict[Level, list[float]]] = field(default_factory=dict)
     trivial: dict[Level, tuple[float, float]] = field(default_factory=dict)
-    looks: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def levels(self) -> list[Level]:
         """All, by N and then tau."""
         return sorted({level for found in self.accuracy.values() for level in found})
+
+    def lowest(self, arm: str, level: Level) -> float | None:
+        """Accuracy of an arm's lowest seed, in percent; None without a run."""
+        found = self.accuracy[arm].get(level)
+        return 100 * min(found) if found else None
 
     def solved(self, arm: str, level: Level) -> bool:
         """Whether every seed solves it, and there is one."""
@@ -66,9 +69,10 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
     arms: dict[str, list[Arm]] = {}
     for comparison in group:
         for arm in comparison.arms:
-            arms.setdefault(arm.label, []).append(arm)
+            members = arms.setdefault(arm.label, [])
+            if arm not in members:  # the baseline stands in several comparisons
+                members.append(arm)
     for label, members in arms.items():
-        ladder.looks[label] = style(members[0], list(ladder.looks.values()))
         levels = ladder.accuracy[label] = {}
         for run in (run for arm in members for run in arm.counted.values()):
             tasks = run.config["data.ladder"] or [[run.config["data.n"], run.config["data.tau"]]]

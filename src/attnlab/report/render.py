@@ -8,6 +8,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+from attnlab.config.schema import CODE_VERSION
 from attnlab.errors import BadInput
 from attnlab.report import answer_text, depth, health, ladder, notes, tables, tuning
 from attnlab.report.collect import STATUSES, Run, collect
@@ -106,6 +107,7 @@ def report(root: Path, out: Path) -> None:
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
+            "versions": _versions(runs),
             "ladders": [
                 section
                 for each in ladder.ladders(found)
@@ -163,6 +165,18 @@ def _counts(runs: list[Run]) -> str:
     number = {status: sum(run.status == status for run in runs) for status in STATUSES}
     said = ", ".join(f"{n} {status}" for status, n in number.items() if n)
     return f"{len(runs):,} {'run' if len(runs) == 1 else 'runs'}: {said}"
+
+
+def _versions(runs: list[Run]) -> str:
+    """Which versions of the code made the runs, where it was not this one; empty if it was."""
+    made = sorted({run.config["code_version"] for run in runs if "code_version" in run.config})
+    if not set(made) - {CODE_VERSION}:
+        return ""
+    said = " and ".join(map(str, made))
+    return (
+        f"These runs were made by code version {said}; this report is written by version "
+        f"{CODE_VERSION}. Runs of different versions are never compared with each other."
+    )
 
 
 def _sections(

@@ -3,14 +3,13 @@
 import functools
 import json
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
-from attnlab.config.compose import CONFIGS
-from attnlab.config.mechanisms import Model
+from attnlab.config.compose import CONFIGS, compose_config, plain
+from attnlab.config.mechanisms import Mechanism, Model
+from attnlab.config.schema import PER_ARM, Arch, Body
 from attnlab.report import published
 
 # Section 4 of the paper, by body: what its numbers were measured with.
@@ -34,7 +33,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "trainer.max_steps": None,
     },
 }
-D_PRIME = {"neural_full": None, "neural_d16": 16, "neural_d2": 2}
+SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
 ORIENTATION = {"wikitext2": "wikitext103"}  # the same test text, a fiftieth of the training text
 
 
@@ -59,17 +58,26 @@ def _hub_data(name: str) -> dict[str, Any]:
     """Where the shipped configuration of a data set has it from; empty without a published one."""
     if source(name) is None:
         return {}
-    data = yaml.safe_load((CONFIGS / "data" / f"{name}.yaml").read_text())["data"]
-    return {f"data.{key}": data[key] for key in ("path", "config") if key in data}
+    data = _composed(f"data={name}")["data"]
+    return {f"data.{key}": data[key] for key in ("path", "config")}
 
 
 def arm_changes(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys in which a run's arm is not what is shipped under its name, with the shipped values:
-    of configs/model, as the protocol changes it. Empty for a name that is not shipped.
+    """Keys in which a run's arm is not what is shipped under its name, with the shipped values: of
+    configs/model, as the protocol changes it. Empty for a name that is not shipped.
     """
-    expected = _shipped(config)
-    if "model.hidden" in expected and default_hidden(config):
-        del expected["model.hidden"]  # it only follows model.d_prime
+    if not is_shipped(config["model.name"]):
+        return {}
+    arch, model = _shipped(config["model.name"], config["arch.body"], config["protocol"])
+    sizes = {name: config[f"arch.{name}"] for name in ("layers", "heads", "width")}
+    arch = arch.model_copy(update=sizes)
+    expected = _values(model.resolved(arch, config["protocol"]))
+    if config["protocol"] == "released":
+        expected |= {key: getattr(arch, key.removeprefix("arch.")) for key in PER_ARM}
+    if "model.hidden" in expected:  # null there: it follows from other keys, as the run has them
+        followed = {"d_prime": config["model.d_prime"]} if "model.d_prime" in config else {}
+        follows = model.model_copy(update=followed).resolved(arch, config["protocol"])
+        expected["model.hidden"] = follows.hidden
     return {k: v for k, v in expected.items() if k in config and config[k] != v}
 
 
@@ -83,58 +91,27 @@ def is_shipped(name: str) -> bool:
     return (CONFIGS / "model" / f"{name}.yaml").is_file()
 
 
-def _shipped(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys that make the arm of the run's name, with the values that a run of it gets."""
-    name, released = config["model.name"], config["protocol"] == "released"
-    if not is_shipped(name):
-        return {}
-    text, neural = config["arch.body"] == "lm", name in D_PRIME
-    model = _model(name)
-    if released and neural:  # configs/protocol_arm
-        d2_vision = not text and name == "neural_d2"
-        model["d_prime"] = 3 if d2_vision else D_PRIME[name]  # the code's rule: head width // 32
-        bias = model["d_prime"] is not None
-        model |= {"score_scale": False, "projection_bias": bias}
-    section = TypeAdapter(Model).validate_python(model)
-    head_width = config["arch.width"] // config["arch.heads"]
-    arch = SimpleNamespace(layers=config["arch.layers"], head_width=head_width)
-    section = section.resolved(arch, config["protocol"])
-    expected = {f"model.{k}": v for k, v in section.model_dump(exclude={"backend"}).items()}
-    if released:
-        expected["arch.embedding_residual"] = 2 if text and neural else 1
-    return expected
-
-
 @functools.cache
-def _model_file(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text())
+def _shipped(name: str, body: str, protocol: str) -> tuple[Body, Mechanism]:
+    """The sections arch and model that a run of this arm gets, before defaults are put in."""
+    data = {"lm": "wikitext103", "vit": "cifar10"}[body]
+    composed = _composed(f"model={name}", f"data={data}", f"protocol={protocol}")
+    arch, model = (TypeAdapter(kind).validate_python(composed[key]) for kind, key in SECTIONS)
+    return arch, model
 
 
-def _model(name: str) -> dict[str, Any]:
-    """A shipped model section, with what it takes over from another one."""
-    own = _model_file(name)
-    bases = [_model(base) for base in own.get("defaults", []) if base != "_self_"]
-    merged = {key: value for part in (*bases, own) for key, value in part.items()}
-    return {key: value for key, value in merged.items() if key != "defaults"}
+def _composed(*overrides: str) -> dict[str, Any]:
+    return plain(compose_config(list(overrides)))
+
+
+def _values(model: Mechanism) -> dict[str, Any]:
+    """Dotted keys of what can change a result."""
+    return {f"model.{k}": v for k, v in model.model_dump(exclude={"backend"}).items()}
 
 
 def typed(value: Any) -> str:
     """A value as one types it on the command line."""
     return json.dumps(value, default=str).strip('"')
-
-
-def default_hidden(config: dict[str, Any]) -> bool:
-    """Whether the score network has the widths that the protocol gives it at this d'; additive
-    attention: the head width.
-    """
-    head_width = config["arch.width"] // config["arch.heads"]
-    if "model.d_prime" not in config:
-        return config["model.hidden"] == head_width
-    d_prime = config["model.d_prime"] or head_width
-    released = [d_prime, max(1, d_prime // 2)]
-    return config["model.hidden"] == (
-        released if config["protocol"] == "released" else [2 * d_prime]
-    )
 
 
 def _differences(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:

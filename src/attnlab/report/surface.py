@@ -1,7 +1,6 @@
 """Figure 1 of the paper: the score of a query with itself over the plane, q = k = (x, y)."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from attnlab.errors import BadInput
 from attnlab.report.collect import Run
@@ -19,7 +18,6 @@ class Surface:
     dot: list[list[float]]
     neural: list[list[float]]
     label: str
-    folder: Path
 
 
 def has_surface(comparison: Comparison) -> bool:
@@ -34,16 +32,21 @@ def surface(comparison: Comparison) -> Surface:
     Of several runs, the first arm's lowest seed whose network is not dead at the end. Errors:
     `BadInput` if its best checkpoint is missing or damaged.
     """
-    candidates = _candidates(comparison)
-    arm, run = min(candidates, key=lambda found: _dead(found[1]))  # min keeps the first of equals
+    label, run = chosen(comparison)
     axis = [REACH * (2 * i / (POINTS - 1) - 1) for i in range(POINTS)]
     return Surface(
         axis=axis,
         dot=[[x * x + y * y for x in axis] for y in axis],
         neural=_neural(run, axis),
-        label=f"{arm.label}, seed {run.config['seed']}, layer {_layer(run)}",
-        folder=run.folder,
+        label=label,
     )
+
+
+def chosen(comparison: Comparison) -> tuple[str, Run]:
+    """The run whose network is shown, with arm, seed and layer; see `surface`."""
+    candidates = _candidates(comparison)
+    arm, run = min(candidates, key=lambda found: _dead(found[1]))  # min keeps the first of equals
+    return f"{arm.label}, seed {run.config['seed']}, layer {_layer(run)}", run
 
 
 def _candidates(comparison: Comparison) -> list[tuple[Arm, Run]]:

@@ -196,4 +196,4 @@ def _known(values: dict[str, Any], key: str) -> str:
 
 
 def _link(run: Run, out: Path) -> Link:
-    return Link(run.folder.resolve().name, quote(os.path.relpath(run.folder, out)))
+    return Link(run.folder.resolve().name, quote(os.path.relpath(run.place, out)))

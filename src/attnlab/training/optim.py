@@ -12,7 +12,7 @@ from attnlab.models.attention.base import HeadLinear
 
 
 def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:
-    """AdamW; weight decay on weights of linear layers only (PAPERS: released code)."""
+    """AdamW; weight decay on weights of linear layers only (as in the released code)."""
     decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear | HeadLinear)]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]

@@ -4,7 +4,7 @@
     P  = (1 + lambda+) P+ - lambda- P-
 
 Weights may be negative; each row sums to 1 + lambda+ - lambda-. That scores may be negative while
-their sum is fixed is in the paper's text; the form above is second-hand (PAPERS: reviews and a
+their sum is fixed is in the paper's text; the form above is second-hand (reviews and a
 third party's code), as are fixed or trainable lambdas. Their starting value is ours.
 """
 

@@ -1,0 +1,79 @@
+"""Runs without their folders: one file `runs.jsonl` for an experiment, a line for each run.
+
+A line is strict JSON: `run` (the folder's path below the experiment), `config`, `env` and `result`
+(config.yaml, env.json, result.json), `curve` (rows of metrics.jsonl) and `failed` (failed.txt, of
+a run that has one). What is not a finite number is null.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from attnlab.runs.files import write_atomic
+
+NAME = "runs.jsonl"
+POINTS = 50  # of a curve: evaluations, and as many rows of training between them
+EVALUATED = ("val/", "test/", "attention/", "representation/", "gradient/")
+# Keys of result.json that say how fast a run was.
+SPEEDS = ("_per_s", "step_ms_median", "wall_s", "mfu")
+
+Row = dict[str, Any]
+
+
+def records(file: Path) -> Iterator[Row]:
+    """The runs of a file. Errors: ValueError naming the line that is none."""
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}: line {number}: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("run"), str):
+            raise ValueError(f"{file}: line {number} is not a run")
+        yield record
+
+
+def write(file: Path, found: dict[str, Row]) -> None:
+    """Write runs by name, in the order of their names, replacing the file."""
+    lines = (_line({"run": name, **found[name]}) for name in sorted(found))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, "".join(f"{line}\n" for line in lines))
+
+
+def _line(record: Row) -> str:
+    return json.dumps(_strict(record), allow_nan=False, separators=(",", ":"))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_strict(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def without_speeds(result: Row) -> Row:
+    """result.json without what other work on the same machine has changed."""
+    return {key: value for key, value in result.items() if not key.endswith(SPEEDS)}
+
+
+def thinned(rows: list[Row]) -> list[Row]:
+    """About POINTS rows of training and as many evaluations, evenly, each kind with its first and
+    its last row; every key has its first and its last value.
+    """
+    evaluated = [i for i, row in enumerate(rows) if any(k.startswith(EVALUATED) for k in row)]
+    trained = [i for i in range(len(rows)) if i not in set(evaluated)]
+    kept = {*_evenly(evaluated), *_evenly(trained)}
+    keys = {key for row in rows for key in row}
+    for key in keys:
+        places = [i for i in evaluated if key in rows[i]]
+        kept.update(places[:1] + places[-1:])
+    return [rows[i] for i in sorted(kept)]
+
+
+def _evenly(places: list[int]) -> list[int]:
+    if len(places) <= POINTS:
+        return places
+    last = len(places) - 1
+    return [places[round(i * last / (POINTS - 1))] for i in range(POINTS)]
