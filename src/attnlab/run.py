@@ -11,9 +11,8 @@ import torch
 
 from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
-from attnlab.data.text import TextData
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
+from attnlab.models.transformer import build_model, parameter_counts, try_mechanism
 from attnlab.runs.environment import environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
@@ -99,8 +98,8 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
         folder.write_json("env.json", env)
-        if isinstance(data, TextData):
-            folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
+        if tokenizer := getattr(data, "tokenizer_file", None):
+            folder.write("tokenizer.json", tokenizer.read_bytes())
         model = build(cfg, data).to(device)
         summary = fit(cfg, data, model, folder, tracker, state)
         distributed.barrier()  # for best.pt
@@ -157,7 +156,7 @@ def identity(cfg: Config) -> dict[str, Any]:
     }
 
 
-def build(cfg: Config, data: Data) -> Transformer:
+def build(cfg: Config, data: Data) -> torch.nn.Module:
     """The configured model for this data set, on the CPU."""
     return build_model(cfg.arch, cfg.model, cfg.seed, **data.shape(cfg.arch))
 

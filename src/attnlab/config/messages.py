@@ -13,9 +13,11 @@ from attnlab.errors import BadInput
 TAGS = {
     "lm",
     "vit",
+    "seq2seq",
     "text",
     "image",
     "symbols",
+    "translation",
     *MECHANISMS,
 }  # how pydantic names a section's variants
 

@@ -42,6 +42,7 @@ ADDED = {
     "arch.qk_norm": "none",
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
+    "trainer.label_smoothing": 0.0,
 }
 
 # Raised whenever a change of the code changes results; a run of another version is not resumed.
@@ -68,6 +69,12 @@ class Body(Section):
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+
+class Seq2SeqBody(Body):
+    body: Literal["seq2seq"]
+    attentions: Annotated[list[Literal["encoder", "decoder", "cross"]], Field(min_length=1)]
+    tied_embeddings: bool
 
 
 class LM(Body):
@@ -135,13 +142,29 @@ class Symbols(Section):
         return max(n for n, _ in self.tasks) + len(self.tasks)
 
 
+class Translation(Section):
+    name: Name
+    kind: Literal["translation"]
+    path: PathName | None
+    config: str | None
+    source: Name
+    target: Name
+    vocab_size: Annotated[int, Field(ge=264, le=LARGEST)]  # 256 bytes and the special tokens
+    sequence_length: PositiveInt
+    group_tokens: PositiveInt
+    beam_width: Annotated[int, Field(ge=1, le=1024)]
+    length_penalty: Annotated[float, Field(ge=0)]
+    extra_tokens: Count
+
+
 class Trainer(Section):
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
     max_steps: PositiveInt | None
     epochs: PositiveInt | None
     lr: Positive
-    schedule: Literal["constant", "step", "cosine"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    schedule: Literal["constant", "step", "cosine", "inverse_sqrt"]
     warmup_steps: Count
     drop_epochs: list[PositiveInt]
     drop_factor: Positive
@@ -178,8 +201,8 @@ class Runtime(Section):
     cache: PathName
 
 
-Arch = Annotated[LM | ViT, Field(discriminator="body")]
-Data = Annotated[Text | Image | Symbols, Field(discriminator="kind")]
+Arch = Annotated[LM | ViT | Seq2SeqBody, Field(discriminator="body")]
+Data = Annotated[Text | Image | Symbols | Translation, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -225,13 +248,16 @@ def can_change_result(key: str) -> bool:
     return key != PLACE and key.split(".")[0] not in UNHASHED
 
 
+READS = {"lm": {"text", "symbols"}, "vit": {"image"}, "seq2seq": {"translation"}}
+
+
 def _contradictions(cfg: Config) -> Iterator[str]:
     """One message for every combination of keys that is not allowed."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
-    if (arch.body == "vit") != (data.kind == "image"):
+    if data.kind not in READS[arch.body]:
         yield (
             f"arch.body={arch.body}: data={data.name} is {data.kind}; "
-            "lm reads text and symbols, vit images"
+            "lm reads text and symbols, vit images, seq2seq translation"
         )
     if arch.width % arch.heads:
         yield f"arch.width={arch.width}: must be a multiple of arch.heads={arch.heads}"
@@ -247,6 +273,14 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             f"arch.embedding_init={arch.embedding_init}: a vit embeds patches by a linear layer, "
             "which has no such choice; it must be 'normal'"
         )
+    if isinstance(arch, Seq2SeqBody):
+        if len(set(arch.attentions)) < len(arch.attentions):
+            yield f"arch.attentions={arch.attentions}: an attention is named twice"
+        if "cross" in arch.attentions and model.mechanism == "identity":
+            yield (
+                f"arch.attentions={arch.attentions}: a query of cross-attention has no key of its "
+                "own, so model=identity takes encoder and decoder only"
+            )
     yield from model.contradictions(arch)
     if isinstance(data, Text) and data.eval_stride > data.sequence_length:
         yield (
@@ -265,6 +299,14 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             yield f"data.augment.crop_scale={data.augment.crop_scale}: must be [smaller, larger]"
         if data.augment.jitter[3] > 0.5:
             yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
+    if isinstance(data, Translation):
+        if data.source == data.target:
+            yield f"data.target={data.target}: must be another language than data.source"
+        if data.sequence_length > data.group_tokens:
+            yield (
+                f"data.sequence_length={data.sequence_length}: must be at most "
+                f"data.group_tokens={data.group_tokens}, or a sentence may fit in no batch"
+            )
     if isinstance(data, Symbols):
         for n, tau in data.tasks:
             if n < 2:
@@ -290,6 +332,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         )
     if trainer.max_steps is None and trainer.epochs is None:
         yield "trainer.max_steps=null: set it or trainer.epochs"
+    if trainer.schedule == "inverse_sqrt" and not trainer.warmup_steps:
+        yield "trainer.warmup_steps=0: trainer.schedule=inverse_sqrt needs at least one"
     if (trainer.schedule == "step") != bool(trainer.drop_epochs):
         yield (
             f"trainer.drop_epochs={trainer.drop_epochs}: trainer.schedule=step needs some, "

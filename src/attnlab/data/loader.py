@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from attnlab.config import schema as config
 from attnlab.data.symbols import SymbolData
 from attnlab.data.text import build_text
+from attnlab.data.translation import build_translation
 from attnlab.errors import BadInput
 from attnlab.runtime import distributed
 from attnlab.runtime.seeding import derive_seed
@@ -74,6 +75,8 @@ def build_data(data: config.Data, seed: int, cache: str | Path) -> Data:
 def _build(data: config.Data, seed: int, cache: Path) -> Data:
     if data.kind == "text":
         return build_text(data, cache)
+    if data.kind == "translation":
+        return build_translation(data, seed, cache)
     if data.kind == "symbols":
         return SymbolData(data, seed)
     try:  # only here: text needs no torchvision

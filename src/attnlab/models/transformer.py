@@ -6,6 +6,8 @@ only thing that differs between the arms of a comparison; with one seed, all oth
 start at the same values in all arms.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,11 @@ class KeyValueCache:
         self.tokens, self.keys_values = k.shape[-2], (k, v)
         return k, v
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch, which may occur more than once."""
+        if self.keys_values is not None:
+            self.keys_values = tuple(x[rows] for x in self.keys_values)
+
 
 class SelfAttention(nn.Module):
     """Projections to queries, keys, values (no bias), the mechanism, and the projection back.
@@ -69,12 +76,16 @@ class SelfAttention(nn.Module):
             (q, k, v) if self.rotary is None else (self.rotary(q, start), self.rotary(k, start), v)
         )
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, N, W) -> (B, N, W). With a cache x holds the tokens behind those in it."""
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, W) -> (B, N, W). With a cache x holds the tokens behind those in it. mask: see
+        `Attention.mixing`.
+        """
         q, k, v = self.split(x, cache.tokens if cache else 0)
         if cache:
             k, v = cache.extended(k, v)
-        mixed = self.mechanism(q, k, v, causal=self.causal)
+        mixed = self.mechanism(q, k, v, causal=self.causal, mask=mask)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -124,13 +135,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(arch.width)
         self.dropout = nn.Dropout(arch.dropout)
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """(B, N, W) -> (B, N, W); cache: see `SelfAttention.forward`."""
-        if self.post:
-            x = self.norm1(x + self.dropout(self.attention(x, cache)))
-            return self.norm2(x + self.feed_forward(x))
-        x = x + self.dropout(self.attention(self.norm1(x), cache))
-        return x + self.feed_forward(self.norm2(x))
+    def forward(
+        self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, W) -> (B, N, W); cache, mask: see `SelfAttention.forward`."""
+        x = self.add(x, self.norm1, lambda y: self.dropout(self.attention(y, cache, mask)))
+        return self.add(x, self.norm2, self.feed_forward)
+
+    def add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
+        """x and what a part of the block makes of it, normalised behind or in front of it."""
+        return norm(x + part(x)) if self.post else x + part(norm(x))
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """(B, N, W) -> (B, N, W)."""
@@ -169,6 +183,11 @@ class Transformer(nn.Module):
         )
         self.norm = nn.LayerNorm(arch.width)
         self.head = nn.Linear(arch.width, outputs)
+
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """What has a mechanism, in the order in which diagnostics number it."""
+        return [block.attention for block in self.blocks]
 
     def new_cache(self) -> list[KeyValueCache]:
         """An empty cache for every layer, for `forward`."""
@@ -223,20 +242,32 @@ def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
     Errors: `BadInput` if model.backend cannot serve here.
     """
     token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
+    padded = arch.body == "seq2seq"
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if padded else None
     mechanism = build_attention(model, arch).to(device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        mechanism(token, token, token, causal=arch.body == "lm")
+        mechanism(token, token, token, causal=arch.body == "lm", mask=mask)
+
+
+def bare_model(
+    arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int
+) -> nn.Module:
+    """The configured body, with whatever initial values."""
+    from attnlab.models.seq2seq import Seq2Seq  # made of this file's blocks
+
+    body = Seq2Seq if arch.body == "seq2seq" else Transformer
+    return body(arch, model, inputs, outputs, tokens)
 
 
 def build_model(
     arch: Body, model: Mechanism, seed: int, *, inputs: int, outputs: int, tokens: int
-) -> Transformer:
+) -> nn.Module:
     """The configured model with initial values that depend only on the seed and each module's
     name.
 
     So parameters that two arms share are equal bit for bit, whatever else the arms contain.
     """
-    built = Transformer(arch, model, inputs, outputs, tokens)
+    built = bare_model(arch, model, inputs, outputs, tokens)
     with torch.random.fork_rng(devices=[]):
         for name, module in built.named_modules():
             if list(module.parameters(recurse=False)):
@@ -245,9 +276,9 @@ def build_model(
     return built
 
 
-def parameter_counts(model: Transformer) -> dict[str, int]:
+def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`params`: all trainable values; `params_attention`: those of the mechanisms alone."""
-    mechanisms = [b.attention.mechanism for b in model.blocks]
+    mechanisms = [attention.mechanism for attention in model.attentions]
     return {
         "params": sum(p.numel() for p in model.parameters()),
         "params_attention": sum(p.numel() for m in mechanisms for p in m.parameters()),

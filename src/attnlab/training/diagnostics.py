@@ -60,12 +60,12 @@ def observed(
 
     was_training, handles = model.training, []
     try:
-        for layer, block in enumerate(model.blocks):
-            hook = partial(mechanism, layer, block.attention)
-            handles.append(block.attention.mechanism.register_forward_pre_hook(hook))
-            if tokens:
-                handles.append(block.register_forward_hook(partial(leaves, layer)))
+        for layer, part in enumerate(model.attentions):
+            hook = partial(mechanism, layer, part)
+            handles.append(part.mechanism.register_forward_pre_hook(hook))
         if tokens:
+            for layer, block in enumerate(model.blocks):
+                handles.append(block.register_forward_hook(partial(leaves, layer)))
             handles.append(model.blocks[0].register_forward_pre_hook(enters))
         model.eval()
         yield seen
@@ -98,7 +98,7 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     a row attends uniformly; when all rows do because the last hidden units are ReLUs that never
     fire, the score network has no gradient and stays dead.
     """
-    if not any(isinstance(b.attention.mechanism, NeuralAttention) for b in model.blocks):
+    if not any(isinstance(part.mechanism, NeuralAttention) for part in model.attentions):
         return {}
     with observed(model, _dead) as seen:
         for sequence in inputs[:SEQUENCES]:
@@ -192,7 +192,9 @@ def diagnostics(
     scored = (targets != UNSCORED).view(len(targets), -1).sum(1)
     with observed(model, of_attention, of_tokens) as seen, torch.enable_grad():
         for sequence, target, share in zip(inputs, targets, scored / scored.sum(), strict=True):
-            part = share * loss(model(sequence[None]), target[None])
+            logits = model(sequence[None])
+            target = target[None][..., : logits.shape[-2]]  # a pair comes without padding
+            part = share * loss(logits, target)
             found = torch.autograd.grad(part, projections)
             total = [a + b for a, b in zip(total, found, strict=True)]
     for layer, gradient in enumerate(total):

@@ -33,8 +33,10 @@ def arithmetic(
 ) -> dict[str, float]:
     """flops_per_step, and mfu (model FLOPs utilization, arXiv 2204.02311, appendix B): its rate
     as a share of the peak of all devices. mfu only on a device of PEAK, and where steps were timed
-    (step_ms: median time of one).
+    (step_ms: median time of one). Nothing for translation.
     """
+    if cfg.data.kind == "translation":
+        return {}  # each batch has other lengths
     found: dict[str, Any] = {
         "flops_per_step": flops_per_step(
             cfg.arch, cfg.model, cfg.trainer.batch_size, **data.shape(cfg.arch)

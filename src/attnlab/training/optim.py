@@ -27,14 +27,16 @@ def learning_rate(step: int, total: int, epoch: float, options: Trainer) -> floa
     """The learning rate of update `step` (0 is the first) of `total`, `epoch` epochs into
     training.
 
-    Linear warm-up to trainer.lr, then constant, dropped by a factor at given epochs, or a cosine
-    to 0.
+    Linear warm-up to trainer.lr, then constant, dropped by a factor at given epochs, a cosine to
+    0, or falling as one over the square root of the step (arXiv 1706.03762, eq 3).
     """
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
     if options.schedule == "step":
         drops = sum(epoch >= drop for drop in options.drop_epochs)
         return options.lr * options.drop_factor**drops
+    if options.schedule == "inverse_sqrt":
+        return options.lr * math.sqrt(options.warmup_steps / (step + 1))
     if options.schedule == "cosine":
         progress = (step - options.warmup_steps) / max(1, total - options.warmup_steps)
         return options.lr * (1 + math.cos(math.pi * progress)) / 2

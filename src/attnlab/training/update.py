@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlab.config.schema import Trainer
+from attnlab.data.pairs import Pairs
 from attnlab.data.symbols import UNSCORED
 from attnlab.runtime import distributed
 from attnlab.runtime.seeding import reseed
@@ -39,7 +40,7 @@ class Update:
         self.options, self.seed = options, seed
         self.device = next(model.parameters()).device
         self.autocast = precision(options, self.device)
-        self.inputs: Tensor | None = None
+        self.inputs: Tensor | Pairs | None = None
 
     def __call__(
         self, step: int, lr: float, batches: Iterator, meter: Meter
@@ -66,7 +67,9 @@ class Update:
             more = micro != mine[-1]
             with distributed.accumulate_gradients(self.model, more):
                 with self.autocast():
-                    mean = training_loss(self.model(self.inputs), targets)
+                    mean = training_loss(
+                        self.model(self.inputs), targets, self.options.label_smoothing
+                    )
                 # where micro-batches score equally many this is mean / per_step, to the bit
                 part = mean / (total / count)
                 # gradients become their mean over processes, and are to be their sum
@@ -85,9 +88,16 @@ class Update:
         return value, norm, finite
 
 
-def training_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C)."""
-    return F.cross_entropy(logits.float().flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
+def training_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C).
+
+    smoothing: share of each target that is spread evenly over all classes, the right one among
+    them (Szegedy et al., arXiv 1512.00567, section 7).
+    """
+    logits, targets = logits.float().flatten(0, -2), targets.flatten()
+    return F.cross_entropy(
+        logits, targets, ignore_index=UNSCORED, label_smoothing=smoothing
+    )
 
 
 def scored(targets: Tensor) -> int:
