@@ -48,6 +48,7 @@ SMOKE = {
         *("data.tokenizer=train", "data.vocab_size=300"),
         *("data.sequence_length=64", "data.eval_stride=64"),
     ],
+    "translation": ["data.vocab_size=1000", "data.sequence_length=64"],
     "image": ["data.image_size=16", "arch.patch_size=4"],
 }
 GROUPS = {

@@ -11,6 +11,7 @@ import torch
 
 from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
+from attnlab.data.translation import TranslationData
 from attnlab.errors import BadInput, FolderInUse, Interrupted
 from attnlab.models.transformer import build_model, parameter_counts, try_mechanism
 from attnlab.runs.environment import environment
@@ -26,6 +27,7 @@ from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
 from attnlab.training.resume import same_best, same_data, same_processes, with_history
 from attnlab.training.trainer import fit, total_steps
+from attnlab.training.translate import samples, translated
 from attnlab.training.update import precision
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,8 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
         if before:
             print("already finished:")
         for key, value in result.items():
+            if isinstance(value, list):
+                continue  # sample translations: too long for a line
             print(f"  {key}: {value:.6g}" if isinstance(value, float) else f"  {key}: {value}")
         print(f"run: {path}")
     return result
@@ -104,7 +108,10 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         summary = fit(cfg, data, model, folder, tracker, state)
         distributed.barrier()  # for best.pt
         began = time.perf_counter()
-        tested = test(cfg, data, model, folder.path)
+        texts: dict[str, str] = {}
+        tested = test(cfg, data, model, folder.path, texts)
+        for name, text in texts.items():
+            folder.write(name, text)
         row = {"step": summary["steps"], **tested}
         metrics = folder.ledger("metrics.jsonl")
         # a kill between this row and result.json leaves the row; as text, NaN equals itself
@@ -121,6 +128,9 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
             **summary,
             **arithmetic(cfg, data, summary["step_ms_median"], env["device_name"]),
         }
+        if texts:
+            finished["samples"] = samples(texts)
+            finished["test_samples"] = texts["test.source.txt"].count("\n")  # not groups of them
         folder.write_json("result.json", finished)
         return finished
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -161,12 +171,27 @@ def build(cfg: Config, data: Data) -> torch.nn.Module:
     return build_model(cfg.arch, cfg.model, cfg.seed, **data.shape(cfg.arch))
 
 
-def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:
-    """Test metrics of the run's best checkpoint, and those of a trivial predictor."""
+def test(
+    cfg: Config,
+    data: Data,
+    model: torch.nn.Module,
+    path: Path,
+    texts: dict[str, str] | None = None,
+) -> dict[str, float | str]:
+    """Test metrics of the run's best checkpoint, and those of a trivial predictor. texts: gets the
+    files of a translation (see `translated`).
+    """
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best["data"], data, path)
     checkpoint.fill(model, best, path)
     batch = distributed.micro_batch(cfg.trainer)
-    metrics = evaluate(model, data, "test", batch, precision(cfg.trainer, device))
-    return metrics | {f"test/{key}": value for key, value in data.baselines("test").items()}
+    autocast = precision(cfg.trainer, device)
+    metrics = evaluate(model, data, "test", batch, autocast)
+    metrics |= {f"test/{key}": value for key, value in data.baselines("test").items()}
+    if isinstance(data, TranslationData):
+        measured, files = translated(model, data, autocast)
+        metrics |= measured
+        if texts is not None:
+            texts.update(files)
+    return metrics

@@ -8,10 +8,12 @@ from torch import nn
 
 from attnlab.benchmarks.timing import environment, paired
 from attnlab.config.schema import Config
+from attnlab.data.pairs import Pairs
 from attnlab.models.transformer import build_model
 from attnlab.training.optim import build_optimizer
 from attnlab.training.update import precision, training_loss
 
+SENTENCE = 32  # tokens in a sentence of translation, on each side
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
 
@@ -29,7 +31,7 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
 
 def published_shape(cfg: Config) -> dict[str, int]:
     """That of a model (see `Transformer`) for the data set that cfg names, without reading it."""
-    if cfg.arch.body == "lm":
+    if cfg.arch.body != "vit":
         vocabulary = cfg.data.vocab_size
         return {"inputs": vocabulary, "outputs": vocabulary, "tokens": cfg.data.sequence_length}
     patch, patches = cfg.arch.patch_size, (cfg.data.image_size // cfg.arch.patch_size) ** 2
@@ -40,13 +42,18 @@ def training_step(
     cfg: Config, device: torch.device, shape: dict[str, int]
 ) -> tuple[Callable[[], None], nn.Module]:
     """A step of cfg's batch size on random tokens or images, and the model of this shape that it
-    trains.
+    trains. Translation: all sentences have the same length.
     """
     torch.manual_seed(0)
     micro = cfg.trainer.micro
     model = build_model(cfg.arch, cfg.model, cfg.seed, **shape)
     if cfg.arch.body == "lm":
         x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]), device=device)
+    elif cfg.arch.body == "seq2seq":
+        length = min(SENTENCE, shape["tokens"])
+        count = micro * cfg.data.group_tokens // length
+        ids = torch.randint(1, shape["outputs"], (3, count, length), device=device)  # 0 is padding
+        x, y = Pairs(ids[0], ids[1]), ids[2]
     else:
         size = cfg.data.image_size
         x = torch.randn(micro, 3, size, size, device=device)

@@ -1,5 +1,5 @@
-"""Sentence pairs in the hub's row forms (`translation: {de, en}`, or columns `de` and `en`): a joint
-vocabulary, and batches of similar lengths.
+"""Sentence pairs in the hub's row forms (`translation: {de, en}`, or columns `de` and `en`): a
+joint vocabulary, and batches of similar lengths.
 
 Byte-level BPE (Sennrich et al., arXiv 1508.07909), trained on both languages of the training
 split: no text is out of its vocabulary, and decoding gives back the text, as BLEU needs it. A

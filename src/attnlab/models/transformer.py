@@ -249,9 +249,7 @@ def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
         mechanism(token, token, token, causal=arch.body == "lm", mask=mask)
 
 
-def bare_model(
-    arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int
-) -> nn.Module:
+def bare_model(arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int) -> nn.Module:
     """The configured body, with whatever initial values."""
     from attnlab.models.seq2seq import Seq2Seq  # made of this file's blocks
 

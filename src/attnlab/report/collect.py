@@ -28,8 +28,8 @@ NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "tra
 SIZES = ("arch.layers", "arch.heads", "arch.width", "trainer.batch_size")
 NEEDED: dict[str, type | UnionType | set[str]] = {
     "seed": int,
-    "data.kind": {"text", "image", "symbols"},
-    "arch.body": {"lm", "vit"},
+    "data.kind": {"text", "image", "symbols", "translation"},
+    "arch.body": {"lm", "vit", "seq2seq"},
     **dict.fromkeys(NAMES, str),
     **dict.fromkeys(SIZES, int),
     **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),
@@ -74,7 +74,8 @@ class Run:
     @property
     def metric(self) -> str:
         """What the run is judged by, without the split: perplexity or accuracy."""
-        return "perplexity" if self.config["data.kind"] == "text" else "accuracy"
+        reads = self.config["data.kind"]
+        return "perplexity" if reads in ("text", "translation") else "accuracy"
 
     @property
     def value(self) -> float | None:

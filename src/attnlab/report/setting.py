@@ -32,6 +32,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "trainer.epochs": 350,
         "trainer.max_steps": None,
     },
+    "seq2seq": {},  # that paper has none
 }
 SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
 ORIENTATION = {"wikitext2": "wikitext103"}  # the same test text, a fiftieth of the training text

@@ -104,7 +104,7 @@ def cost(comparison: Comparison) -> Table:
     """Parameters, memory and speed in training and in inference, as the paper's tables 6 to 8 have
     them: medians of the finished runs, without columns that no run fills.
     """
-    text = comparison.config["arch.body"] == "lm"
+    text = comparison.config["arch.body"] != "vit"
     what, unit = ("tokens", "tokens/s") if text else ("samples", "images/s")
     arms = [arm for arm in comparison.arms if arm.counted]
     columns: dict[str, list[str]] = {

@@ -134,6 +134,14 @@ def all_reduce_in_order(values: Tensor) -> Tensor:
     return sum(parts, torch.zeros((), dtype=values.dtype)).to(values.device)
 
 
+def gather(part: T) -> list[T]:
+    """The values of all processes, in the order of their ranks, in each of them."""
+    parts = [part] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(parts, part)
+    return parts
+
+
 def wrap_ddp(model: nn.Module) -> nn.Module:
     """The model to train; its backward averages gradients over processes."""
     if world_size() == 1:

@@ -98,7 +98,8 @@ def _at(arm: tuple[str, ...], seed: int, rate: float, *more: str) -> Job:
 def _choose(arm: tuple[str, ...], trials: dict[float, list[Job]]) -> Choice | None:
     """Print an arm's response and its own rate; None, said as well, if there is none yet."""
     name = " ".join(o for o in arm if o.startswith(("model", "setting", "arch", "data"))) or "arm"
-    metric = "perplexity" if next(iter(trials.values()))[0].cfg.data.kind == "text" else "accuracy"
+    reads = next(iter(trials.values()))[0].cfg.data.kind
+    metric = "perplexity" if reads in ("text", "translation") else "accuracy"
     response = {rate: [_validated(job, metric) for job in row] for rate, row in trials.items()}
     if any(value is None for values in response.values() for value in values):
         say(f"{name}: trials are not finished; the same command continues")

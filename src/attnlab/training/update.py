@@ -95,9 +95,7 @@ def training_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Te
     them (Szegedy et al., arXiv 1512.00567, section 7).
     """
     logits, targets = logits.float().flatten(0, -2), targets.flatten()
-    return F.cross_entropy(
-        logits, targets, ignore_index=UNSCORED, label_smoothing=smoothing
-    )
+    return F.cross_entropy(logits, targets, ignore_index=UNSCORED, label_smoothing=smoothing)
 
 
 def scored(targets: Tensor) -> int:

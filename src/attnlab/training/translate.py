@@ -1,0 +1,91 @@
+"""Translations of a whole split, and their BLEU and chrF by sacrebleu."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from attnlab.config.schema import Translation
+from attnlab.data.pairs import PAD, Pairs
+from attnlab.data.tokenizer import load_tokenizer
+from attnlab.data.translation import BOS, EOS, TranslationData, detokenize
+from attnlab.models.beam import beam_search
+from attnlab.runtime import distributed
+from attnlab.training.evaluate import PREFIX
+
+SAMPLES = 5  # shown in reports and in W&B
+
+
+def translated(
+    model: nn.Module, data: TranslationData, autocast
+) -> tuple[dict[str, float | str], dict[str, str]]:
+    """What `scores` says of validation and test, and the files that it can be measured from again:
+    <split>.source.txt, <split>.reference.txt and <split>.translation.txt, a sentence a line.
+    """
+    metrics, files = {}, {}
+    for split in ("validation", "test"):
+        found = translations(model, data, split, autocast)
+        sources, references = data.texts[split]
+        prefix = "best/val" if split == "validation" else PREFIX[split]
+        metrics |= scores(found, references, prefix)
+        for name, lines in (
+            ("source", sources),
+            ("reference", references),
+            ("translation", found),
+        ):
+            files[f"{split}.{name}.txt"] = "".join(f"{line}\n" for line in lines)
+    return metrics, files
+
+
+def translations(model: nn.Module, data: TranslationData, split: str, autocast) -> list[str]:
+    """A translation of every source of a split, in their order; the processes share the work."""
+    device = next(model.parameters()).device
+    tokenizer = load_tokenizer(data.tokenizer_file, str(data.tokenizer_file))
+    groups, was_training = data.evaluation(split), model.training
+    model.eval()
+    mine = {}
+    for index in range(distributed.rank(), len(groups), distributed.world_size()):
+        pairs, _ = groups.__getitems__([(0, index)])
+        with autocast():
+            found = translate(model, pairs.to(device), data.options)
+        mine |= dict(zip(groups.members(0, index).tolist(), found, strict=True))
+    model.train(was_training)
+    every = {i: ids for part in distributed.gather(mine) for i, ids in part.items()}
+    return [detokenize(tokenizer, every[i]) for i in range(len(every))]
+
+
+def translate(model: nn.Module, pairs: Pairs, options: Translation) -> list[list[int]]:
+    """Token ids of the best translations of the sources."""
+    most = pairs.source_mask.sum(1) + options.extra_tokens
+    return beam_search(
+        model,
+        pairs.source,
+        pairs.source_mask,
+        most.clamp(max=options.sequence_length),
+        width=options.beam_width,
+        length_penalty=options.length_penalty,
+        bos=BOS,
+        eos=EOS,
+        never=(PAD,),
+    )
+
+
+def scores(found: list[str], references: list[str], prefix: str) -> dict[str, float | str]:
+    """<prefix>/bleu and <prefix>/chrf, from 0 to 100, of all sentences together, and sacrebleu's
+    signatures, which say how they were measured.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    measured: dict[str, float | str] = {}
+    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+        measured[f"{prefix}/{name}"] = metric.corpus_score(found, [references]).score
+        measured[f"{name}_signature"] = str(metric.get_signature())
+    return measured
+
+
+def samples(files: dict[str, str]) -> list[dict[str, str]]:
+    """A few test sentences with reference and translation, evenly spread over the split."""
+    names = ("source", "reference", "translation")
+    sides = [files[f"test.{name}.txt"].split("\n")[:-1] for name in names]
+    step = max(1, len(sides[0]) // SAMPLES)
+    rows: Iterable[tuple[str, ...]] = zip(*(side[::step][:SAMPLES] for side in sides), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in rows]

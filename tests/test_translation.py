@@ -1,0 +1,358 @@
+"""Translation: encoder and decoder, batches of similar lengths, beam search, BLEU and resume."""
+
+import itertools
+import json
+import subprocess
+import sys
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODELS, Halts, config, metrics, same_run, write_rows
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_attention import HEADS, PAIRWISE, VARIANTS, WIDTH, configured, loop, mechanism, one_head
+
+from attnlab import cli
+from attnlab.data.loader import build_data
+from attnlab.data.pairs import PAD, Pairs
+from attnlab.data.symbols import UNSCORED
+from attnlab.data.translation import BOS, EOS, Groups, Sentences, detokenize, train_bpe
+from attnlab.errors import BadInput
+from attnlab.models.attention.dot import DotProductAttention
+from attnlab.models.beam import beam_search
+from attnlab.models.seq2seq import CrossAttention
+from attnlab.models.transformer import build_model
+from attnlab.run import run
+from attnlab.training.optim import learning_rate
+from attnlab.training.update import training_loss
+
+CROSSING = [name for name in VARIANTS if name != "identity"]
+BODY = ("data=multi30k", "scale=smoke")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("name", CROSSING)
+def test_cross_attention_equals_a_loop_over_the_tokens_of_the_source(name, dtype):
+    """From each mechanism's equation, over real tokens only, whatever the padding holds: in
+    float64 and, by the fused kernels where there are some, in float32.
+    """
+    cfg, module = configured(name), mechanism(name)
+    torch.manual_seed(0)
+    cross = CrossAttention(cfg.arch, module).to(dtype)
+    target = torch.randn(2, 3, HEADS * WIDTH, dtype=dtype)
+    source = torch.randn(2, 5, HEADS * WIDTH, dtype=dtype)
+    lengths = (5, 2)
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None])[:, None, None]
+    disturbed = source.clone()
+    disturbed[1, 2:] = 9.0
+    equation = PAIRWISE[cfg.model.mechanism]
+    exact, alone = cross.double(), [one_head(module, head) for head in range(HEADS)]
+    with torch.no_grad():
+        wanted = []
+        for x, y, length in zip(target.double(), source.double(), lengths, strict=True):
+            q = exact.q(x).unflatten(-1, (HEADS, -1)).transpose(0, 1)
+            k, v = (part[0] for part in exact.keys_values(y[None, :length]))
+            seen = torch.ones(len(x), length, dtype=torch.bool)
+            heads = [loop(equation, alone[h], q[h], k[h], seen) @ v[h] for h in range(HEADS)]
+            wanted.append(exact.out(torch.stack(heads, 1).flatten(1)))
+        cross.to(dtype)
+        found = [cross(target, *cross.keys_values(y), mask) for y in (source, disturbed)]
+    limit = 1e-9 if dtype == torch.float64 else 1e-4
+    for out in found:
+        torch.testing.assert_close(out.double(), torch.stack(wanted), rtol=limit, atol=limit)
+
+
+def seq2seq(name, vocab=20, **arch):
+    """The smallest body with a mechanism in every layer."""
+    model, body = configured(name).model, small_config().arch
+    if hasattr(model, model.layers_key):
+        model = model.model_copy(update={model.layers_key: list(range(body.layers))})
+    if name == "identity":
+        arch["attentions"] = ["encoder", "decoder"]
+    body = body.model_copy(update=arch)
+    sizes = {"inputs": vocab, "outputs": vocab, "tokens": 16}
+    return build_model(body, model, 0, **sizes).double().eval()
+
+
+@cache
+def small_config():
+    return config(*BODY)
+
+
+VARIED = [(name, {}) for name in MODELS] + [
+    ("neural_d2", {"norm": "pre", "positions": "rotary", "tied_embeddings": False}),
+    ("dagpam", {"positions": "learned", "embedding_norm": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "arch"), VARIED, ids=str)
+def test_a_pair_does_not_see_padding_nor_what_comes_later(name, arch):
+    """In a batch with a longer pair, and with other embeddings of padding, its logits are those of
+    the pair alone; and cached decoding, token by token, gives the same ones.
+    """
+    model = seq2seq(name, **arch)
+    source, target = torch.randint(3, 20, (2, 2, 7))
+    target[:, 0] = BOS
+    source[0, 4:], target[0, 5:] = PAD, PAD
+    batch = Pairs(source, target)
+    with torch.no_grad():
+        alone = model(batch[0][None])
+        tokens = model.embedding.weight.clone()
+        for embedding in (1.0, 50.0):
+            for table in {model.embedding, model.target_embedding} - {None}:
+                table.weight[PAD] = embedding
+            both = model(batch)[0, :5]
+            same = torch.arange(20) != PAD  # padding is an output too if embeddings are tied
+            torch.testing.assert_close(both[:, same], alone[0][:, same], rtol=1e-9, atol=1e-10)
+        model.embedding.weight.copy_(tokens)
+        encoded, cache = model.encode(source, batch.source_mask), model.new_cache()
+        steps = [model.decode(piece, encoded, cache) for piece in target.split([1, 3, 1, 2], 1)]
+        torch.testing.assert_close(torch.cat(steps, 1), model(batch), rtol=1e-9, atol=1e-10)
+
+
+def test_the_mechanism_stands_where_it_is_told_and_all_else_starts_the_same():
+    whole = seq2seq("dot_product").state_dict()
+    for places in (["encoder"], ["decoder"], ["cross"], ["decoder", "cross"]):
+        model = seq2seq("dagpam", attentions=places)
+        parts = {"encoder": model.encoder, "decoder": model.decoder, "cross": model.decoder}
+        for place, blocks in parts.items():
+            own = {"cross": "cross"}.get(place, "attention")
+            plain = {isinstance(getattr(b, own).mechanism, DotProductAttention) for b in blocks}
+            assert plain == {place not in places}
+        state = model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in whole.items())
+
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60)
+
+
+@given(LENGTHS, st.integers(24, 80), st.integers(0, 2**31))
+def test_every_pair_is_in_one_group_of_an_epoch(lengths, tokens, seed):
+    """Groups are no larger than allowed; another object for the same seed has the same ones, in
+    whatever order it is asked; their number and lengths are the same in every epoch.
+    """
+    assume(any(max(pair) <= 24 for pair in lengths))
+    changed = {"sequence_length": 24, "group_tokens": tokens}
+    options = small_config().data.model_copy(update=changed)
+    sides = [
+        Sentences(np.arange(sum(column)), np.cumsum(column))
+        for column in zip(*lengths, strict=True)
+    ]
+    groups, again = (Groups(*sides, options, seed) for _ in range(2))
+    whole = [i for i, pair in enumerate(lengths) if max(pair) <= 24]
+    shapes = []
+    for epoch in (0, 1):
+        members = [groups.members(epoch, i) for i in range(len(groups))]
+        assert sorted(i for group in members for i in group) == whole
+        sizes = [[max(lengths[i]) for i in group] for group in members]
+        assert all(len(size) * max(size) <= tokens for size in sizes)
+        shapes.append(sizes)
+        for i in reversed(range(len(groups))):
+            assert np.array_equal(again.members(epoch, i), members[i])
+            again.members(1 - epoch, i)
+    assert shapes[0] == shapes[1]
+
+
+def test_epochs_and_seeds_put_other_pairs_together():
+    ends = np.arange(1, 101) * 4
+    sides = [Sentences(np.arange(400), ends)] * 2
+    options = small_config().data.model_copy(update={"group_tokens": 40})
+    one, other = (Groups(*sides, options, seed) for seed in (0, 1))
+    found = [g.members(epoch, 0).tolist() for g in (one, other) for epoch in (0, 1)]
+    assert len({tuple(sorted(f)) for f in found}) == 4
+    pairs, targets = one.__getitems__([(0, 0)])
+    first = one.members(0, 0)[0]
+    assert pairs.source[0].tolist() == targets[0].tolist() == list(range(4 * first, 4 * first + 4))
+    assert pairs.target[0].tolist() == [BOS, *pairs.source[0, :3]]
+
+
+@settings(max_examples=50)
+@given(st.text())
+def test_decoding_gives_back_any_text(text):
+    ids = BPE.encode(text).ids
+    assert detokenize(BPE, ids) == " ".join(text.split())
+
+
+TEXTS = [f"{a} {b}{c}" for a, b, c in itertools.product(("Ein", "A"), ("Hund", "dog"), ".?ß")]
+BPE = train_bpe(TEXTS, 290)
+
+
+def test_bpe_is_the_same_every_time():
+    assert BPE.to_str() == train_bpe(TEXTS, 290).to_str()
+    assert BPE.get_vocab_size() <= 290 and [BPE.token_to_id(t) for t in ("[PAD]", "[BOS]")] == [
+        PAD,
+        BOS,
+    ]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("name", ["dot_product", "neural_d2"])
+def test_a_wide_beam_finds_what_exhaustive_search_finds(name, alpha):
+    """All translations of up to 4 tokens of a vocabulary of 6, scored one by one, without cache
+    and without padding. A beam of 1 is greedy search.
+    """
+    model = seq2seq(name, vocab=6)
+    with torch.no_grad():
+        model.embedding.weight.mul_(3)  # untrained, but with a choice to make
+    sources, limits = [[3, 4, 5, EOS], [5, EOS], [4, 4, EOS]], [4, 2, 3]
+    ids = torch.tensor([s + [PAD] * (4 - len(s)) for s in sources])
+    words = {"length_penalty": alpha, "bos": BOS, "eos": EOS, "never": (PAD,)}
+    args = (model, ids, ids != PAD, torch.tensor(limits))
+    found, greedy = (beam_search(*args, width=width, **words) for width in (200, 1))
+    for i, (source, limit) in enumerate(zip(sources, limits, strict=True)):
+
+        def log_p(target, source=source):
+            pairs = Pairs(torch.tensor([source]), torch.tensor([[BOS, *target]]))
+            with torch.no_grad():
+                return model(pairs)[0].log_softmax(-1)
+
+        best = {}
+        for length in range(limit):
+            for target in itertools.product((3, 4, 5), repeat=length):
+                score = log_p(target)[range(length + 1), [*target, EOS]].sum()
+                best[target] = float(score) / ((5 + length + 1) / 6) ** alpha
+        assert tuple(found[i]) == max(best, key=best.get)
+        path: list[int] = []
+        while len(path) < limit - 1:
+            token = 2 + int(log_p(path)[-1, 2:].argmax())
+            if token == EOS:
+                break
+            path.append(token)
+        assert greedy[i] == path
+
+
+def test_label_smoothing_and_schedule_are_the_published_ones():
+    logits, targets = torch.randn(2, 3, 5), torch.tensor([[0, 1, UNSCORED], [4, UNSCORED, 2]])
+    log_p = logits.log_softmax(-1)
+    wanted = [
+        -(0.9 * log_p[i, j, targets[i, j]] + 0.1 * log_p[i, j].mean())
+        for i, j in itertools.product(range(2), range(3))
+        if targets[i, j] != UNSCORED
+    ]
+    torch.testing.assert_close(training_loss(logits, targets, 0.1), torch.stack(wanted).mean())
+    options = config("data=multi30k", "scale=paper").trainer
+    for step in (0, 10, 3999, 4000, 50_000):
+        paper = 512**-0.5 * min((step + 1) ** -0.5, (step + 1) * 4000**-1.5)
+        assert learning_rate(step, 10**5, 0.0, options) == pytest.approx(paper, rel=0.01)
+
+
+BAD = [
+    ("data=multi30k arch=lm", "lm reads text and symbols, vit images, seq2seq translation"),
+    ("data=multi30k arch.attentions=[cros]", "did you mean cross?"),
+    ("data=multi30k arch.attentions=[cross,cross]", "an attention is named twice"),
+    ("data=multi30k model=identity", "a query of cross-attention has no key of its own"),
+    ("data=multi30k data.target=en", "must be another language than data.source"),
+    ("data=multi30k data.group_tokens=9", "data.sequence_length=256: must be at most"),
+    ("data=multi30k trainer.warmup_steps=0", "schedule=inverse_sqrt needs at least one"),
+    ("data=multi30k data.beam_width=0", "must be greater than or equal to 1"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD)
+def test_bad_override_is_one_clear_line(overrides, message):
+    with pytest.raises(BadInput) as error:
+        cli.check(overrides.split())
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+def sentence_pairs(count, seed):
+    """A language with a word for each number, and another one that says them backwards."""
+    random = np.random.default_rng(seed)
+    rows = [random.integers(30, size=random.integers(2, 9)) for _ in range(count)]
+    pairs = [(" ".join(f"w{i}" for i in r), " ".join(f"v{i}" for i in r[::-1])) for r in rows]
+    return [{"en": en, "de": f"{de}."} for en, de in pairs]
+
+
+@pytest.fixture(scope="session")
+def translation_rows(tmp_path_factory):
+    """A data set in the row form of the hub's translation data."""
+    folder = tmp_path_factory.mktemp("multi30k")
+    sizes = {"train": 300, "validation": 12, "test": 12}
+    splits = {
+        split: {"translation": sentence_pairs(n, i)} for i, (split, n) in enumerate(sizes.items())
+    }
+    write_rows(folder, "de-en", splits)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(translation_rows, cache):
+    return [
+        *(*BODY, f"data.path={translation_rows}", "data.vocab_size=330", "logger=none"),
+        *("data.group_tokens=256", "data.extra_tokens=4", "trainer.warmup_steps=5"),
+        *("trainer.max_steps=20", "trainer.eval_every=10", "trainer.save_every=4"),
+        *("runtime.device=cpu", f"runtime.cache={cache}", "runtime.threads=1"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def whole(small, tmp_path_factory):
+    """A run from its start to its end."""
+    folder = tmp_path_factory.mktemp("translation") / "whole"
+    run(config(*small), folder)
+    return folder
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_bleu_is_that_of_sacrebleu_itself_on_the_written_files(whole):
+    for split, prefix in (("test", "test"), ("validation", "best/val")):
+        names = [str(whole / f"{split}.{side}.txt") for side in ("reference", "translation")]
+        command = [sys.executable, "-m", "sacrebleu", names[0], "-i", names[1]]
+        command += ["-m", "bleu", "chrf", "-w", "9"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        for measured in json.loads(done.stdout):
+            name = "bleu" if measured["name"] == "BLEU" else "chrf"
+            assert result(whole)[f"{prefix}/{name}"] == pytest.approx(measured["score"], abs=1e-9)
+            assert measured["signature"] == result(whole)[f"{name}_signature"]
+    sides = [(whole / f"test.{s}.txt").read_text().splitlines() for s in ("source", "reference")]
+    expected = [(row["en"], row["de"]) for row in sentence_pairs(12, 2)]
+    assert list(zip(*sides, strict=True)) == expected and result(whole)["test_samples"] == 12
+    assert len(result(whole)["samples"]) == 5
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(start, small, whole, tmp_path):
+    """Bit for bit, translations included. It is killed with SIGKILL in its second epoch, whose
+    groups hold other pairs than the first one's.
+    """
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 15))
+    process = start(*small, "hydra.run.dir=killed", **halts.env)
+    halts.wait(process)
+    process.kill()
+    process.communicate()
+    killed = tmp_path / "killed"
+    assert metrics(killed)[-1]["step"] < 20 and not (killed / "result.json").is_file()
+    cfg = config(*small)
+    assert len(build_data(cfg.data, cfg.seed, cfg.runtime.cache).train()) < 2 * 15
+    run(cfg, killed)
+    assert same_run(killed, whole)
+    assert result(killed)["samples"] == result(whole)["samples"]
+
+
+SHORT, LONG = {"en": "a", "de": "b"}, {"en": "a", "de": "a b c d e"}
+REFUSED = [
+    ([{"en": "a", "de": ""}], [SHORT], "split train has no sentence pair that is not empty"),
+    ([SHORT], [SHORT, {"en": "a", "de": " "}], "split validation, row 1 has an empty sentence"),
+    ([SHORT, LONG], [LONG], "sequence_length=4: split validation has sentences of up to 6 tokens"),
+    ([LONG], [SHORT], "sequence_length=4: split train has sentences of up to 6 tokens"),
+]
+
+
+@pytest.mark.parametrize(("train", "validation", "message"), REFUSED)
+def test_rows_that_are_no_pairs_are_refused(train, validation, message, small, tmp_path):
+    folder = tmp_path / "rows"
+    splits = {"train": train, "validation": validation, "test": [SHORT]}
+    write_rows(folder, "de-en", {name: {"translation": rows} for name, rows in splits.items()})
+    words = ("data.sequence_length=4", "data.vocab_size=264")
+    cfg = config(*small, f"data.path={folder}", *words)
+    with pytest.raises(BadInput, match=message):
+        build_data(cfg.data, 0, tmp_path / "cache")
+
+
+def test_a_language_that_is_not_there_is_refused(small, tmp_path):
+    with pytest.raises(BadInput, match="split train, row 0 has no language fr; it has de, en"):
+        build_data(config(*small, "data.source=fr").data, 0, tmp_path / "cache")
