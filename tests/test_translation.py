@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -15,16 +16,20 @@ from hypothesis import strategies as st
 from test_attention import HEADS, PAIRWISE, VARIANTS, WIDTH, configured, loop, mechanism, one_head
 
 from attnlab import cli
+from attnlab.config.compose import load
 from attnlab.data.loader import build_data
 from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.symbols import UNSCORED
 from attnlab.data.translation import BOS, EOS, Groups, Sentences, detokenize, train_bpe
 from attnlab.errors import BadInput
+from attnlab.inspection.translate import translations
 from attnlab.models.attention.dot import DotProductAttention
 from attnlab.models.beam import beam_search
 from attnlab.models.seq2seq import CrossAttention
 from attnlab.models.transformer import build_model
+from attnlab.report.render import report
 from attnlab.run import run
+from attnlab.runs.tracking import Mirror
 from attnlab.training.optim import learning_rate
 from attnlab.training.update import training_loss
 
@@ -331,6 +336,41 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(start, small, whole, tmp_path
     run(cfg, killed)
     assert same_run(killed, whole)
     assert result(killed)["samples"] == result(whole)["samples"]
+
+
+def test_report_and_wandb_show_scores_and_sample_translations(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "runs" / "whole")
+    report(tmp_path / "runs", tmp_path / "report")
+    said, found = (tmp_path / "report" / "report.md").read_text(), result(whole)
+    row = next(
+        line for line in said.split("### Translation")[1].splitlines() if "neural_d2" in line
+    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    scores = [f"{found[key]:.2f}" for key in ("test/bleu", "test/chrf", "best/val/bleu")]
+    assert cells == ["neural_d2", *scores, "—", "—", "1"]  # no baseline, and nothing published
+    sample = found["samples"][0]
+    for text in (found["bleu_signature"], sample["source"], sample["reference"]):
+        assert text in said
+    mirror = Mirror(load(whole), tmp_path / "runs" / "whole", {}, "offline")
+    mirror.finish(found)
+    (table,) = (tmp_path / "runs").rglob("media/table/samples*.table.json")
+    shown = json.loads(table.read_text())
+    assert shown["columns"] == list(sample) and shown["data"][0] == list(sample.values())
+
+
+def test_the_command_line_translates_as_the_run_did(whole, capsys):
+    """Its test sentences, one by one and in a batch: no sentence depends on the others."""
+    cfg = load(whole)
+    lines = {
+        s: (whole / f"test.{s}.txt").read_text().splitlines() for s in ("source", "translation")
+    }
+    words = (cfg.data.beam_width, cfg.data.length_penalty, torch.device("cpu"))
+    assert translations(cfg, whole, lines["source"], *words) == lines["translation"]
+    alone = [translations(cfg, whole, [text], *words)[0] for text in lines["source"][:3]]
+    assert alone == lines["translation"][:3]
+    for text, said in (("", "must have 1 to"), ("w " * 300, "it has 300")):
+        with pytest.raises(BadInput, match=said):
+            translations(cfg, whole, [text], *words)
 
 
 SHORT, LONG = {"en": "a", "de": "b"}, {"en": "a", "de": "a b c d e"}

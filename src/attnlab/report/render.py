@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from attnlab.config.schema import CODE_VERSION
 from attnlab.errors import BadInput
-from attnlab.report import answer_text, depth, health, ladder, notes, tables, tuning
+from attnlab.report import answer_text, depth, health, ladder, notes, tables, translation, tuning
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
 from attnlab.report.drawing import (
@@ -49,6 +49,9 @@ class Section:
     health: Table
     saturation: Table
     depth: Table
+    translation: Table
+    translation_notes: list[str]
+    samples: Table
     figures: list[Figure]
     pictures: list[Picture]
     missing: list[str]  # figures that could not be drawn, and why
@@ -228,6 +231,9 @@ def _section(
         health=health.table(health.health(comparison)),
         saturation=health.saturation_table(comparison),
         depth=depth.table(comparison),
+        translation=translation.table(comparison),
+        translation_notes=translation.notes(comparison),
+        samples=translation.samples(comparison),
         figures=drawn,
         pictures=taken,
         missing=missing,

@@ -124,7 +124,10 @@ class Mirror:
         """Close the run, with result.json as its summary, in bounded time."""
         if self._step is not None:  # the last row out first: its wall_s is not the result's
             self.run.log({}, step=self._step, commit=True)
-        self.run.summary.update(result)
+        if samples := result.get("samples"):  # of translations
+            rows = [list(sample.values()) for sample in samples]
+            self.run.log({"samples": _wandb().Table(columns=list(samples[0]), data=rows)})
+        self.run.summary.update({k: v for k, v in result.items() if k != "samples"})
         self.run.finish(exit_code=0 if result["status"] == "finished" else 1)
 
 

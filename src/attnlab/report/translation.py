@@ -1,0 +1,86 @@
+"""BLEU and chrF of each arm of a translation, and sample translations."""
+
+from statistics import fmean
+
+from attnlab.report import published, statistics
+from attnlab.report.compare import Arm, Comparison
+from attnlab.report.table import DASH, Cell, Table
+
+MEASURES = {"BLEU": "test/bleu", "chrF": "test/chrf", "validation BLEU": "best/val/bleu"}
+SHOWN = 3  # sample sentences
+
+
+def table(comparison: Comparison) -> Table:
+    """Means over seeds with their range, the paired effect on test BLEU over the dot product, and
+    the published BLEU; no rows without a translation.
+    """
+    columns = {"model": "text", **dict.fromkeys(MEASURES, "number")}
+    columns |= {"BLEU over dot product": "number", "published BLEU": "number", "n": "number"}
+    arms = [arm for arm in comparison.arms if _values(arm, MEASURES["BLEU"])]
+    # an effect in points of 100, as of an accuracy from 0 to 1
+    bleu = {arm.label: _values(arm, MEASURES["BLEU"], 0.01) for arm in arms}
+    same = len(comparison.fingerprints) == len(_signatures(comparison)) == 1
+    effects = statistics.compare(bleu, "accuracy") if same else {}
+    return Table(columns, [_row(comparison, arm, effects.get(arm.label)) for arm in arms])
+
+
+def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> list[Cell]:
+    cells = [_mean(list(_values(arm, key).values())) for key in MEASURES.values()]
+    over = "baseline" if arm is comparison.baseline else DASH
+    if effect:
+        interval = "" if effect.sd is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]"
+        over = f"{effect.mean:+.2f}{interval}"
+    known = published.BLEU.get(arm.config["data.name"], {}).get(arm.label)
+    theirs = DASH if known is None else f"({known:.2f}, orientation)"
+    return [arm.label, *cells, over, theirs, str(len(arm.counted))]
+
+
+def _values(arm: Arm, key: str, factor: float = 1.0) -> dict[int, float]:
+    """seed -> value, of the finished runs that have one."""
+    found = {seed: run.result.get(key) for seed, run in arm.counted.items()}
+    return {seed: factor * value for seed, value in found.items() if value is not None}
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return DASH
+    spread = f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{spread}"
+
+
+def _signatures(comparison: Comparison) -> set[tuple[str, str]]:
+    counted = [run for arm in comparison.arms for run in arm.counted.values()]
+    keys = ("bleu_signature", "chrf_signature")
+    return {tuple(str(run.result.get(key)) for key in keys) for run in counted}
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How the scores were measured; empty without a translation."""
+    if not table(comparison).rows:
+        return []
+    config = comparison.config
+    said = [f"BLEU `{bleu}`; chrF `{chrf}`." for bleu, chrf in sorted(_signatures(comparison))]
+    said.append(
+        "sacrebleu, on whole sentences as written, from 0 to 100; in brackets the lowest and the "
+        f"highest seed. Beam search of width {config['data.beam_width']}, length penalty "
+        f"{config['data.length_penalty']}, by the best checkpoint."
+    )
+    if config["data.name"] in published.BLEU:
+        said.append(
+            "The published values are second-hand, for a model with LayerNorm in front of each "
+            "part (arch.norm=pre), by another way of measuring BLEU: for orientation only."
+        )
+    return said
+
+
+def samples(comparison: Comparison) -> Table:
+    """Test sentences with their reference and the translation of each arm's first seed."""
+    first = {arm.label: next(iter(arm.counted.values())) for arm in comparison.arms if arm.counted}
+    lists = {label: run.result.get("samples") or [] for label, run in first.items()}
+    rows: list[list[Cell]] = []
+    if len(comparison.fingerprints) == 1 and comparison.config["data.kind"] == "translation":
+        for number in range(min([SHOWN, *map(len, lists.values())])):
+            one = next(iter(lists.values()))[number]
+            rows += [["source", one["source"]], ["reference", one["reference"]]]
+            rows += [[label, found[number]["translation"]] for label, found in lists.items()]
+    return Table({"who": "text", "sentence": "text"}, rows)
