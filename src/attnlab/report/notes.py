@@ -163,8 +163,9 @@ def _tokens(comparison: Comparison) -> Iterable[str]:
     if comparison.metric == "accuracy":
         return
     config = comparison.config
-    text = f"Perplexity is per token of the tokenizer {config['data.tokenizer']}"
-    if config["data.tokenizer"] == "train":
+    tokenizer = config.get("data.tokenizer", "train")  # translation has no other
+    text = f"Perplexity is per token of the tokenizer {tokenizer}"
+    if tokenizer == "train":
         text = f"Perplexity is per token of a vocabulary of {config['data.vocab_size']:,}"
     unigram = {
         round(run.result["test/unigram_perplexity"], 2)

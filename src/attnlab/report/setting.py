@@ -95,7 +95,7 @@ def is_shipped(name: str) -> bool:
 @functools.cache
 def _shipped(name: str, body: str, protocol: str) -> tuple[Body, Mechanism]:
     """The sections arch and model that a run of this arm gets, before defaults are put in."""
-    data = {"lm": "wikitext103", "vit": "cifar10"}[body]
+    data = {"lm": "wikitext103", "vit": "cifar10", "seq2seq": "iwslt14"}[body]
     composed = _composed(f"model={name}", f"data={data}", f"protocol={protocol}")
     arch, model = (TypeAdapter(kind).validate_python(composed[key]) for kind, key in SECTIONS)
     return arch, model

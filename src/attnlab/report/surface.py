@@ -50,6 +50,8 @@ def chosen(comparison: Comparison) -> tuple[str, Run]:
 
 
 def _candidates(comparison: Comparison) -> list[tuple[Arm, Run]]:
+    if comparison.config["arch.body"] == "seq2seq":  # three networks, where the figure has one
+        return []
     arms = [arm for arm in comparison.arms if arm.own.get("model.d_prime") == 2]
     return [(arm, run) for arm in arms for run in arm.counted.values()]
 

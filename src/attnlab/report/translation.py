@@ -65,6 +65,12 @@ def notes(comparison: Comparison) -> list[str]:
         f"highest seed. Beam search of width {config['data.beam_width']}, length penalty "
         f"{config['data.length_penalty']}, by the best checkpoint."
     )
+    layers = config["arch.layers"]
+    said.append(
+        f"Below, layers 0 to {layers - 1} are the self-attention of the encoder, {layers} to "
+        f"{2 * layers - 1} that of the decoder, and {2 * layers} to {3 * layers - 1} its "
+        "cross-attention."
+    )
     if config["data.name"] in published.BLEU:
         said.append(
             "The published values are second-hand, for a model with LayerNorm in front of each "
