@@ -1,23 +1,6 @@
-"""A trained model as a folder of its own, which attnlab.load and transformers read:
+"""`attnlab export` from a checkout:  python scripts/export.py --help."""
 
-python scripts/export.py run=<folder> out=<folder>
-python scripts/export.py run=<folder> out=<folder> push=<hub id>
-"""
-
-from pathlib import Path
-
-from arguments import Run, main_with
-
-
-def main(run: Run, out: Path, push: str | None = None) -> None:
-    """Write the best checkpoint, its configuration, tokenizer and card; upload them if asked."""
-    from attnlab.export import write
-
-    write.export(run.config("same"), run.path, out)
-    print(f"exported: {out}")
-    if push is not None:
-        print(f"uploaded: {write.push(out, push)}")
-
+from attnlab.commands import start
 
 if __name__ == "__main__":
-    main_with(main)
+    start("export")
