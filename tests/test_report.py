@@ -716,7 +716,7 @@ def test_without_the_extra_it_says_what_to_install(trained, train, tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "plotly.py").write_text(broken)
     code, _, err = train(str(trained), script="scripts/report.py", PYTHONPATH="stub")
-    assert code == 2 and err == "error: the report needs plotly: pip install -e '.[report]'\n"
+    assert code == 2 and err == "error: the report needs plotly: pip install 'attnlab[report]'\n"
 
 
 MEASURE = """<script>

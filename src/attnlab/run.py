@@ -17,7 +17,7 @@ from attnlab.models.transformer import Transformer, build_model, parameter_count
 from attnlab.runs.environment import environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
-from attnlab.runs.tracking import Tracker
+from attnlab.runs.tracking import Tracker, check_trackers
 from attnlab.runtime import distributed
 from attnlab.runtime.device import choose_device, chosen_because
 from attnlab.runtime.signals import deaf_to_children
@@ -62,6 +62,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     result = distributed.broadcast_from_main(folder.result)
     if result is not None and not folder.moved:
         return result, True
+    check_trackers(cfg.logger)
     distributed.check_micro_batches(cfg.trainer)
     with distributed.main_process_first():
         data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
@@ -95,7 +96,8 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
     log.info("precision: %s", cfg.trainer.precision)
     tracker = Tracker(cfg, folder.path, env)
-    log.info("W&B: %s", tracker.place)
+    for name, place in tracker.places.items():
+        log.info("%s: %s", name, place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     try:
         folder.write_json("env.json", env)

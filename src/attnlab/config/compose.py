@@ -12,7 +12,10 @@ from attnlab.config.schema import ADDED, Config
 from attnlab.config.types import valid_path
 from attnlab.errors import BadInput
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+# The root of a checkout; None where a wheel is installed, which has the configurations inside.
+CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]
+CONFIGS = (CHECKOUT or PACKAGE) / "configs"
 
 
 def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:

@@ -39,6 +39,7 @@ ADDED = {
     "trainer.on_nonfinite": "stop",
     "runtime.keep_checkpoints": 2,
     "runtime.tuning": False,
+    "logger.tensorboard": False,
     "arch.qk_norm": "none",
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
@@ -164,6 +165,7 @@ class Trainer(Section):
 class Logger(Section):
     mode: Literal["auto", "online", "offline", "disabled"]
     project: Name
+    tensorboard: bool
 
 
 class Runtime(Section):

@@ -21,7 +21,7 @@ from attnlab.report.table import Table
 from attnlab.runs.files import flatten
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
-INSIDE_A_RUN = {"checkpoints", "wandb", "attention"}
+INSIDE_A_RUN = {"checkpoints", "wandb", "tensorboard", "attention"}
 # What a report asks of every configuration, whatever version of the schema wrote it: the kind of
 # a value, or the values it may have.
 NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "trainer.select_on")

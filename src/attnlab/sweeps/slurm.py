@@ -56,7 +56,9 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
     try:
         import submitit
     except ImportError:
-        raise BadInput("launcher=submitit_slurm: needs submitit: pip install '.[slurm]'") from None
+        raise BadInput(
+            "launcher=submitit_slurm: needs submitit: pip install 'attnlab[slurm]'"
+        ) from None
     os.environ[PREEMPTED] = "USR1"
     try:
         executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=REQUEUES)
