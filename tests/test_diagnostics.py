@@ -88,7 +88,7 @@ def saturation_of(q, k, name="dot_product", causal=True):
     model = model_of(cfg, 300, 300, q.shape[-2])
     attention = model.blocks[0].attention
     attention.causal = causal
-    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    attention.split = lambda x, start: (q, k, torch.zeros_like(q))
     found = saturation(model, torch.zeros(2, q.shape[-2], dtype=torch.long))
     return {key.removeprefix("attention/0/"): value for key, value in found.items()}
 
@@ -125,7 +125,7 @@ def test_saturation_looks_at_few_queries_of_a_long_sequence():
     cfg = config("scale=smoke", "model=dot_product", "arch.layers=1")
     model = model_of(cfg, 300, 300, n)
     attention = model.blocks[0].attention
-    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    attention.split = lambda x, start: (q, k, torch.zeros_like(q))
     scores = attention.mechanism.scores
     attention.mechanism.scores = lambda q, k: seen.append(scores(q, k)) or seen[-1]
     found = saturation(model, torch.zeros(1, n, dtype=torch.long))
@@ -343,7 +343,7 @@ def test_report_draws_what_depth_does(runs):
     root, last = runs
     (picture,) = (root / "report" / "figures").glob("depth_*.svg")
     assert ET.parse(picture).getroot().tag.endswith("svg")
-    residual, cosine, gradient, entropy = Page(root / "report" / "index.html").plots[1:]
+    residual, cosine, gradient, entropy = Page(root / "report" / "index.html").plots[-4:]
     dot = {trace["name"]: trace for trace in residual["data"] if trace.get("name")}
     assert dot.keys() == {f"{arm}, {what}" for arm in last for what in ("mean of 2", "step 0")}
     mean = dot["dagpam, mean of 2"]
