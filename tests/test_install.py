@@ -55,6 +55,8 @@ def test_help_lists_every_command_and_each_explains_itself(monkeypatch, capsys):
         (["collect", "runs=x", "out=y", "speeds=2"], "speeds=2: must be yes or no"),
         (["compare_arms", "seed=1"], "1 arms: must be two"),
         (["export", "run=x"], "out=: missing"),
+        (["export", "out=x"], "run=: missing; without it, push="),
+        (["export", "out=x", "push=me/x"], "x: no exported model there"),
         (["summary", str(ROOT / "results/mini"), "out=a.xls"], "must end in .csv or .parquet"),
     ],
 )
