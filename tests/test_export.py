@@ -102,9 +102,10 @@ def test_transformers_reads_and_writes_text_as_the_run_does(exported):
     cfg, run, out = exported("text")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
-    ids = tokenizer("The statement", return_tensors="pt")["input_ids"]
+    inputs = tokenizer("The statement", return_tensors="pt")
+    ids = inputs["input_ids"]
     more = cfg.data.sequence_length  # so that the window slides
-    found = model.generate(ids, do_sample=False, max_new_tokens=more)[0, ids.shape[1] :]
+    found = model.generate(**inputs, do_sample=False, max_new_tokens=more)[0, ids.shape[1] :]
     text = generate(cfg, run, "The statement", more, 0, 1, 0, torch.device("cpu"))
     lines = tokenizer.decode([*ids[0], *found]).split(" [SEP] ")
     assert "[CLS]" not in tokenizer.decode(ids[0])
@@ -112,7 +113,7 @@ def test_transformers_reads_and_writes_text_as_the_run_does(exported):
 
     padded = tokenizer(["The", "The statement is"], padding=True, return_tensors="pt")
     short = tokenizer("The", return_tensors="pt")["input_ids"]
-    seen = model(**{k: v for k, v in padded.items() if k != "token_type_ids"}).logits
+    seen = model(**padded).logits
     torch.testing.assert_close(seen[:1, : short.shape[1]], model(short).logits)
     mask = padded["attention_mask"].flip(1)
     with pytest.raises(ValueError, match="padding on the left"):

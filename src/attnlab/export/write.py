@@ -159,6 +159,7 @@ def _write_tokenizer(file: Path, out: Path, tokens: int) -> None:
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": tokens,
+            "model_input_names": ["input_ids", "attention_mask"],
             "clean_up_tokenization_spaces": False,
             **{key: token for key, token in special.items() if token in known},
         },
