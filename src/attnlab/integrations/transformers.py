@@ -149,8 +149,8 @@ def masks(
 ) -> Tensor | None:
     """The mask for `attention`, boolean, True where a key may be seen.
 
-    None if every key is real and the layer's own causality is all there is; (B, M) for padded
-    keys under a causal mask, (B, 1, 1, M) without one: fused kernels serve both. Any other
+    None if no key is padding and nothing but the layer's own causality hides one; (B, M) for
+    padded keys under a causal mask, (B, 1, 1, M) without one: fused kernels serve both. Any other
     pattern, such as a sliding window, is (B, 1, N, M).
     """
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
@@ -160,9 +160,12 @@ def masks(
             padding = None
     if mask_function is bidirectional_mask_function:
         return None if padding is None else padding[:, None, None]
-    if mask_function is causal_mask_function and isinstance(q_offset, int):
-        if q_offset + q_length == kv_offset + kv_length:  # the last query sees the last key
-            return padding
+    if (
+        mask_function is causal_mask_function
+        and isinstance(q_offset, int)
+        and q_offset + q_length == kv_offset + kv_length  # the last query sees the last key
+    ):
+        return padding
     more.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
     return sdpa_mask(
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **more
