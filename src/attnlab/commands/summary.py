@@ -5,7 +5,8 @@ from pathlib import Path
 
 def main(runs: Path) -> None:
     """Print the table; every row is one run with one seed."""
-    from attnlab.report.collect import collect, markdown
+    from attnlab.report.collect import collect
+    from attnlab.report.tables import markdown
 
     found = collect(runs)
     print(markdown(found))
