@@ -22,7 +22,7 @@ from hydra.errors import (
 from hydra.types import RunMode
 
 from attnlab.config.compose import CONFIGS, compose_config, plain, run_path, sections
-from attnlab.config.messages import nearest, unknown_key, validate
+from attnlab.config.messages import known_keys, nearest, unknown_key, validate
 from attnlab.config.question import check_question
 from attnlab.config.tuning import check_tuning, is_tuning
 from attnlab.errors import BadInput
@@ -107,6 +107,10 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
 
 def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job. After a bad override it continues without that override."""
+    switches = [o for o in overrides if re.match(r"[+~]*switches\b", o)]
+    for override in switches:
+        yield f"{override}: protocol sets the switches; set keys, such as arch.positions"
+    overrides = [o for o in overrides if o not in switches]
     while True:
         try:
             composed = compose_config(overrides, hydra=True)
@@ -120,8 +124,9 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             key, _, value = culprit.lstrip("+~").partition("=")
             choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
             options = sorted(getattr(error, "options", None) or choices)
-            if culprit.startswith("~") and options:
-                yield f"{culprit}: cannot be left out; allowed: {', '.join(options)}"
+            if culprit.startswith("~") and (options or key in known_keys()):
+                allowed = f"; allowed: {', '.join(options)}" if options else ""
+                yield f"{culprit}: cannot be left out{allowed}"
             elif options and type(error) is not ConfigCompositionException:
                 near = nearest(value, options)
                 yield f"{culprit}: unknown {key}{near}; allowed: {', '.join(options)}"
