@@ -40,6 +40,19 @@ def test_public_names_wait_for_torch_and_need_no_hydra():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"d_prime": 0}, "d_prime=0: must be at least 1"),
+        ({"hidden": [4, 0]}, "hidden=0: must be at least 1"),
+        ({"activation": "swish"}, "activation=swish: must be one of relu"),
+    ],
+)
+def test_wrong_options_are_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        NeuralAttention(HEADS, WIDTH, **options)
+
+
 @pytest.mark.parametrize("per_head", [True, False])
 def test_names_of_parameters_stay(per_head):
     """Saved models have them."""

@@ -7,14 +7,16 @@ import pytest
 import torch
 from conftest import ROOT
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    FalconConfig,
+    FalconForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -247,12 +249,24 @@ def test_what_neural_attention_has_no_place_for_is_refused():
     with pytest.raises(BadInput, match="attn_implementation=sdpa"):
         model(ids)
 
-    class NeuralT5(NeuralAttentionMixin, T5ForConditionalGeneration):
+    with pytest.raises(TypeError, match="must stand before the model class"):
+
+        class BehindGPT2(GPT2LMHeadModel, NeuralAttentionMixin):
+            pass
+
+    class NeuralFalcon(NeuralAttentionMixin, FalconForCausalLM):
         pass
 
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    with pytest.raises(BadInput, match="no attention that goes by transformers' AttentionInter"):
+        NeuralFalcon(FalconConfig(neural_attention={"neural_layers": [0]}))
+
+    class NeuralBart(NeuralAttentionMixin, BartForConditionalGeneration):
+        pass
+
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 50}
+    sizes |= {"encoder_layers": 1, "decoder_layers": 1}
     with pytest.raises(BadInput, match="self-attention alone"):
-        NeuralT5(T5Config(**sizes, vocab_size=50, neural_attention={"neural_layers": [0]}))
+        NeuralBart(BartConfig(**sizes, neural_attention={"neural_layers": [0]}))
 
 
 def test_the_examples_of_the_page_run():

@@ -22,7 +22,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import guard_torch_init_functions
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.loss.loss_utils import LOSS_MAPPING
@@ -53,7 +58,17 @@ class NeuralAttentionMixin:
     for dropout of attention weights.
     """
 
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        order = cls.__mro__
+        if PreTrainedModel in order[: order.index(NeuralAttentionMixin)]:  # ours would not be run
+            raise TypeError(
+                f"{cls.__name__}: NeuralAttentionMixin must stand before the model class"
+            )
+
     def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
+        if not self._supports_attention_backend:
+            raise _no_interface(self)
         chosen = config._attn_implementation
         if chosen not in (None, NAME):
             raise _other_implementation(chosen)
@@ -197,12 +212,15 @@ def _attention_modules(model: nn.Module) -> list[nn.Module]:
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False):
         raise BadInput(f"{type(model).__name__}: Neural Attention serves self-attention alone")
     layers = [m for m in model.modules() if hasattr(m, "is_causal") and hasattr(m, "config")]
-    if not layers or not model._supports_attention_backend:
-        raise BadInput(
-            f"{type(model).__name__}: has no attention that goes by transformers' "
-            "AttentionInterface"
-        )
+    if not layers:
+        raise _no_interface(model)
     return layers
+
+
+def _no_interface(model: nn.Module) -> BadInput:
+    return BadInput(
+        f"{type(model).__name__}: has no attention that goes by transformers' AttentionInterface"
+    )
 
 
 def _check_implementation(module: nn.Module, args: Any) -> None:
