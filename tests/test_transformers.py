@@ -7,8 +7,6 @@ import pytest
 import torch
 from conftest import ROOT
 from transformers import (
-    BartConfig,
-    BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
     FalconConfig,
@@ -260,13 +258,8 @@ def test_what_neural_attention_has_no_place_for_is_refused():
     with pytest.raises(BadInput, match="no attention that goes by transformers' AttentionInter"):
         NeuralFalcon(FalconConfig(neural_attention={"neural_layers": [0]}))
 
-    class NeuralBart(NeuralAttentionMixin, BartForConditionalGeneration):
-        pass
-
-    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 50}
-    sizes |= {"encoder_layers": 1, "decoder_layers": 1}
     with pytest.raises(BadInput, match="self-attention alone"):
-        NeuralBart(BartConfig(**sizes, neural_attention={"neural_layers": [0]}))
+        built(NeuralGPT2, GPT2Config, {**GPT2, "add_cross_attention": True})
 
 
 def test_the_examples_of_the_page_run():
