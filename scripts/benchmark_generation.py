@@ -11,8 +11,7 @@ process: medians, and median [quartiles] of the ratio. model: several by commas,
 import json as json_format
 from pathlib import Path
 
-from arguments import main_with
-
+from attnlab.commands.arguments import main_with
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import nearest, validate
 from attnlab.errors import BadInput

@@ -14,20 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "attnlab"
-# From top to bottom: a room imports only rooms that stand below it. `attnlab` is __init__.py.
+# From top to bottom: a room imports only rooms that stand below it.
 ORDER = [
-    *("attnlab", "cli", "run", "report", "sweeps", "benchmarks", "inspection", "integrations"),
-    *("training", "data", "models", "runs", "kernels", "functional", "runtime", "config"),
-    "errors",
+    *("__main__", "commands", "cli", "run", "export", "report", "sweeps", "benchmarks"),
+    *("inspection", "integrations", "training", "data", "models", "runs", "kernels"),
+    *("functional", "runtime", "config", "errors"),
 ]
 Graph = dict[str, set[str]]  # a module, and the modules that it imports
 
 
 def imports(source: Path = SOURCE) -> Graph:
-    """The modules of a source tree; an import inside a function counts like any other. What is
-    imported by a name in a string, as mechanisms are, is not seen.
+    """The modules of a source tree; an import inside a function counts like any other.
+
+    What is imported by a name in a string, as mechanisms are, is not seen. attnlab/__init__.py is
+    left out: it imports a room only when one of its public names is asked for, and any room may
+    read the version there.
     """
     files = {_name(file, source): file for file in sorted(source.rglob("*.py"))}
+    del files["attnlab"]
     return {
         name: {module for found in _imported(file) if (module := _module(found, files)) != name}
         - {None}
@@ -55,7 +59,7 @@ def _module(imported: str, modules) -> str | None:
 
 def room(module: str) -> str:
     """The room of a module."""
-    return (*module.split("."), "attnlab")[1]
+    return module.split(".")[1]
 
 
 def rooms(graph: Graph) -> Graph:
