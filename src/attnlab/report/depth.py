@@ -8,7 +8,7 @@ from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.curves import MOST_ARMS, Curve, Line, style
 from attnlab.report.statistics import Summary, summarize
-from attnlab.report.table import DASH, Table
+from attnlab.report.tables import DASH, Table
 
 INPUT = -1  # the place of what enters the first block, before layer 0
 GRADIENT = "gradient norm of query weights"  # spans decades: means and intervals of its logarithm

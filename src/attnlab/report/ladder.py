@@ -5,7 +5,7 @@ from statistics import fmean
 
 from attnlab.report import naming
 from attnlab.report.compare import Arm, Comparison, shared
-from attnlab.report.table import DASH, Table
+from attnlab.report.tables import DASH, Table
 
 SOLVED = 0.999  # accuracy, of every seed
 LEVEL = {"data.n", "data.tau"}
