@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from attnlab.config.mechanisms import Model
+from attnlab.config.symbols import Symbols, Task
 from attnlab.config.types import (
     LARGEST,
     Count,
@@ -79,9 +80,6 @@ class ViT(Body):
     patch_size: PositiveInt
 
 
-Task = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]  # [N, tau]
-
-
 class Text(Section):
     name: Literal["wikitext103", "wikitext2", "pydocs"]
     kind: Literal["text"]
@@ -112,27 +110,6 @@ class Image(Section):
     image_size: PositiveInt
     validation_size: Count
     augment: Augment
-
-
-class Symbols(Section):
-    name: Literal["nt"]
-    kind: Literal["symbols"]
-    n: Annotated[int, Field(ge=2, le=LARGEST)]
-    tau: PositiveInt
-    ladder: Annotated[list[Task], Field(min_length=1)] | None
-    sequence_length: PositiveInt
-    train_size: PositiveInt
-    eval_size: PositiveInt
-
-    @property
-    def tasks(self) -> list[list[int]]:
-        """[N, tau] of each."""
-        return self.ladder or [[self.n, self.tau]]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of symbols, plus one token for each task."""
-        return max(n for n, _ in self.tasks) + len(self.tasks)
 
 
 class Trainer(Section):
@@ -179,7 +156,7 @@ class Runtime(Section):
 
 
 Arch = Annotated[LM | ViT, Field(discriminator="body")]
-Data = Annotated[Text | Image | Symbols, Field(discriminator="kind")]
+Data = Annotated[Text | Image | Task, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -266,14 +243,7 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         if data.augment.jitter[3] > 0.5:
             yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
     if isinstance(data, Symbols):
-        for n, tau in data.tasks:
-            if n < 2:
-                yield f"data.ladder={data.ladder}: [N, tau]={[n, tau]}: N must be at least 2"
-            if tau >= data.sequence_length:
-                yield (
-                    f"data.{'ladder' if data.ladder else 'tau'}: tau={tau} must be less than "
-                    f"data.sequence_length={data.sequence_length}, or nothing is predicted"
-                )
+        yield from data.contradictions()
     else:
         embedded = data.name in ("pydocs", "digits")
         if embedded and data.path is not None:
