@@ -59,7 +59,7 @@ class Body(Section):
     activation: Literal["relu", "gelu"]
     norm: Literal["post", "pre"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "none"]
+    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "alibi", "none"]
     embedding_scale: bool
     embedding_residual: Annotated[int, Field(ge=0, le=2)]
     embedding_init: Literal["normal", "textbook"]
@@ -219,6 +219,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             f"arch.width={arch.width}: the head width arch.width / arch.heads must be even for "
             "arch.positions=rotary"
         )
+    if arch.positions == "alibi" and arch.body != "lm":
+        yield "arch.positions=alibi: is defined for causal attention (data of arch.body=lm)"
     if arch.body == "vit" and arch.embedding_init != "normal":
         yield (
             f"arch.embedding_init={arch.embedding_init}: a vit embeds patches by a linear layer, "
