@@ -78,6 +78,8 @@ def test_equals_algorithm_1_in_values_and_gradients(options, n, heads, causal, s
 VARIANTS = {
     **{name: (name,) for name in MODELS},
     "expressive softmax_square": ("expressive", "model.form=softmax_square"),
+    "expressive at a temperature": ("expressive", "model.temperature=3.0"),
+    "expressive at a learned one": ("expressive_tempered", "model.temperature=0.4"),
     "dagpam per head": ("dagpam", "model.per_head=true", "model.lambda_minus=0.25"),
     "additive per head": ("additive", "model.per_head=true", "model.hidden=3"),
     "qk_norm with gain": ("qk_norm", "model.gain=true"),
@@ -169,7 +171,10 @@ def additive(module, query, keys):
 
 
 def expressive(module, query, keys):
-    squares = [float(query @ key) ** 2 for key in keys]
+    temperature = module.fixed_temperature
+    if module.temperature:
+        temperature = math.exp(module.temperature.log_value)
+    squares = [(float(query @ key) / temperature) ** 2 for key in keys]
     if module.form == "softmax_square":
         return softmax(squares)
     raw = [z / (1 + z) for z in squares]
@@ -410,7 +415,7 @@ def test_normalised_queries_and_keys_have_no_length(gain):
 
 def test_only_dot_product_layers_have_the_norm_of_the_body():
     for name in VARIANTS:
-        if name not in ("dot_product_wide", "qk_norm with gain") and "dot" not in name:
+        if name != "qk_norm with gain" and "dot" not in name:
             module = mechanism(name, "arch.qk_norm=rms_gain")
             assert module.state_dict().keys() == mechanism(name).state_dict().keys()
 

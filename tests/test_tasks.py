@@ -1,11 +1,13 @@
 """Copy and recall tasks against solvers that read the visible prefix alone."""
 
+import json
 import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import config, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,9 @@ from attnlab.config.symbols import Copy, Recall
 from attnlab.data.loader import train_loader
 from attnlab.data.symbols import UNSCORED, SymbolData
 from attnlab.errors import BadInput
+from attnlab.report.collect import collect
+from attnlab.report.compare import comparisons
+from attnlab.report.ladder import ladders, note, table
 
 START, SELECTIVE, RECALL = 10, 11, 12  # of the copy tasks; symbols are 0 to 9
 ALLOWED = {
@@ -210,3 +215,27 @@ def test_impossible_tasks_are_one_clear_line(overrides, message):
     with pytest.raises(BadInput) as error:
         config(*overrides.split())
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_ladder_has_the_levels_of_its_task(tmp_path):
+    """Two levels in one stream, and each of them in a run of its own, of one arm."""
+    base = ("data=mqar", "model=dot_product")
+    for i, words in enumerate((["data.ladder=[[4,64],[8,64]]"], ["data.pairs=2"])):
+        cfg = config(*base, *words)
+        (folder := tmp_path / str(i)).mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg.model_dump()))
+        result = {"status": "finished", "test/accuracy": 0.5, "data_fingerprint": str(i)}
+        for n, task in enumerate(cfg.data.tasks):
+            end = f"_pairs{task[0]}_length{task[1]}" if len(cfg.data.tasks) > 1 else ""
+            result |= {f"test/accuracy{end}": 1 - 0.1 * n, f"test/chance_accuracy{end}": 0.25}
+            result |= {f"test/copy_accuracy{end}": 0.0}
+        (folder / "result.json").write_text(json.dumps(result))
+    found = {
+        name: ladder for ladder in ladders(comparisons(collect(tmp_path))) for name in ladder.names
+    }
+    assert found.keys() == {f"pairs = {n}, length = 64" for n in (2, 4, 8)}
+    one = found["pairs = 4, length = 64"]
+    assert one.accuracy["dot_product"] == {(4, 64): [1.0], (8, 64): [0.9]}
+    rows = table(one).rows
+    assert rows[0][:4] == ["4", "64", "25.00", "0.00"] and rows[-1][-1] == "none"
+    assert "Task mqar" in note(one) and "n^tau" not in note(one)

@@ -4,12 +4,13 @@
 when a model is built: the configuration is checked before torch is there.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
-from attnlab.config.types import Count, Name, PositiveInt, Section
+from attnlab.config.types import Count, Name, Positive, PositiveInt, Section
 
 Layers = Literal["all", "inner"] | Annotated[list[Count], Field(min_length=1)]
 Backend = Literal["auto", "eager", "chunked", "cpp", "triton"]
@@ -94,11 +95,19 @@ class DotProduct(Mechanism):
 
 class DotProductWide(DotProduct):
     mechanism: Literal["dot_product_wide"]
-    ffn_extra: PositiveInt
+    ffn_extra: PositiveInt | None
+    ffn_layers: Layers
+    layers_key: ClassVar[str] = "ffn_layers"
 
     def ffn_extra_units(self, layer: int) -> int:
         """See `Mechanism`."""
-        return self.ffn_extra if layer == 0 else 0
+        return self.ffn_extra if layer in self.ffn_layers else 0
+
+    def defaults(self, arch, protocol: str) -> dict[str, Any]:
+        """See `Mechanism`."""
+        dagpam = arch.head_width**2 + 2  # parameters of a layer: W and a pair of lambdas
+        enough = math.ceil(dagpam / (2 * arch.width + 1))
+        return super().defaults(arch, protocol) | {"ffn_extra": self.ffn_extra or enough}
 
 
 class QKNorm(Mechanism):
@@ -173,6 +182,8 @@ class Expressive(Mechanism):
     mechanism: Literal["expressive"]
     layers: Layers
     form: Literal["rational", "softmax_square"]
+    temperature: Positive
+    learn_temperature: bool
     implementation: ClassVar[str] = "expressive.ExpressiveAttention"
 
     @property

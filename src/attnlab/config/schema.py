@@ -7,7 +7,7 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,18 @@ ADDED = {
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
 }
+
+# The same for keys that only one mechanism has.
+ADDED_TO = {
+    "expressive": {"model.temperature": 1.0, "model.learn_temperature": False},
+    "dot_product_wide": {"model.ffn_layers": [0]},
+}
+
+
+def added_keys(mechanism: Any) -> dict[str, Any]:
+    """Those keys, with their values, in a configuration with this model.mechanism."""
+    return ADDED | ADDED_TO.get(str(mechanism), {})
+
 
 # Raised whenever a change of the code changes results; a run of another version is not resumed.
 CODE_VERSION = 3
@@ -184,7 +196,7 @@ class Config(Section):
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)
-        for key, before in ADDED.items():
+        for key, before in added_keys(self.model.mechanism).items():
             section, name = key.split(".")
             if kept.get(section, {}).get(name) == before:
                 del kept[section][name]
