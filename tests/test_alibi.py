@@ -24,6 +24,7 @@ from attnlab.errors import BadInput
 from attnlab.inspection.attention_maps import maps
 from attnlab.models.attention.base import Attention
 from attnlab.models.positions import Alibi
+from attnlab.models.transformer import try_mechanism
 from attnlab.training.diagnostics import saturation
 
 RATIONAL = {name for name in VARIANTS if "expressive" in name and "softmax" not in name}
@@ -71,7 +72,7 @@ def with_bias(name, module, q, k, visible, bias):
 
 
 @pytest.mark.parametrize("name", BIASED)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(n=st.integers(1, 5), more=st.integers(0, 3), seed=st.integers(0, 2**31))
 def test_weights_with_a_bias_equal_a_loop_over_pairs(name, n, more, seed):
     module, m = mechanism(name).double(), n + more
@@ -174,7 +175,12 @@ def test_what_cannot_take_the_bias_is_one_line(overrides, message):
 
 @pytest.mark.parametrize("name", sorted(NONE))
 def test_no_mechanism_ignores_a_bias(name):
+    """Not even if the schema does not know it, as one of the user's own."""
     x = torch.randn(1, HEADS, 4, WIDTH)
+    cfg = configured(name)
+    arch = cfg.arch.model_copy(update={"positions": "alibi"})
+    with pytest.raises(BadInput, match="has no scores that take a bias"):
+        try_mechanism(arch, cfg.model, torch.device("cpu"))
     with pytest.raises(ValueError, match="has no scores that take a bias"):
         mechanism(name)(x, x, x, causal=True, bias=Alibi(HEADS)(4, 4))
 

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import MODELS, config
+from conftest import MODELS, config, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from attnlab.models.attention.cog import CogAttention
 from attnlab.models.attention.dagpam import DualAttention
 from attnlab.models.attention.identity import IdentityAttention
 from attnlab.models.attention.neural import NeuralAttention
+from attnlab.models.transformer import build_model
 
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
@@ -487,3 +488,24 @@ def test_gradients_by_differences(name, causal):
         return module(*x, causal=causal)
 
     assert torch.autograd.gradcheck(output, (inputs, *parameters))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_expressive_weights_start_between_0_and_1_in_the_fair_ladder(norm):
+    """In every layer z^2 / (1 + z^2) is below 0.1 and above 0.9 for at least 5 % of the pairs."""
+    cfg = config("experiment=ladder_fair", "model=expressive", f"arch.norm={norm}")
+    data = prepared(cfg)
+    net = build_model(cfg.arch, cfg.model, 0, **data.shape(cfg.arch)).eval()
+    seen = []
+
+    def look(_, args):
+        square = (args[0] @ args[1].mT).square()[..., torch.ones(64, 64).tril().bool()]
+        seen.append(square / (1 + square))
+
+    for block in net.blocks:
+        block.attention.mechanism.register_forward_pre_hook(look)
+    with torch.no_grad():
+        net(data.train().__getitems__([(0, i) for i in range(8)])[0])
+    assert len(seen) == 2
+    for part in seen:
+        assert (part < 0.1).float().mean() > 0.05 and (part > 0.9).float().mean() > 0.05

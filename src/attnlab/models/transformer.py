@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attnlab.config.mechanisms import DotProduct, Mechanism
 from attnlab.config.schema import Body
+from attnlab.errors import BadInput
 from attnlab.models.attention import build_attention
 from attnlab.models.positions import Alibi, Positions, Rotary
 from attnlab.runtime.seeding import derive_seed
@@ -226,10 +227,16 @@ def build_mechanism(arch: Body, model: Mechanism, layer: int) -> nn.Module:
 def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
     """Send one token through the configured mechanism, which also builds the kernels it needs.
 
-    Errors: `BadInput` if model.backend cannot serve here.
+    Errors: `BadInput` if model.backend cannot serve here, or the mechanism not arch.positions,
+    which the schema knows of those that are shipped.
     """
     token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
     mechanism = build_attention(model, arch).to(device)
+    if arch.positions == "alibi" and not mechanism.takes_bias:
+        raise BadInput(
+            f"arch.positions=alibi: model.mechanism={model.mechanism} has no scores that take a "
+            "bias of positions (takes_bias)"
+        )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         mechanism(token, token, token, causal=arch.body == "lm")
 
