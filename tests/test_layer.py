@@ -186,7 +186,7 @@ LANGUAGE_MODELS = [
     *((name, "sinusoidal", "post") for name in MODELS),
     *(
         ("neural_d2", place, "pre")
-        for place in ("sinusoidal_released", "learned", "rotary", "none")
+        for place in ("sinusoidal_released", "learned", "rotary", "alibi", "none")
     ),
 ]
 

@@ -144,7 +144,14 @@ class NeuralAttention(SoftmaxAttention):
         return self.score_network(q, k, self.project) * self.scale
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
@@ -155,6 +162,7 @@ class NeuralAttention(SoftmaxAttention):
             project=self.project,
             causal=causal,
             mask=mask,
+            bias=bias,
             scale=self.scale,
             backend=self.backend,
         )
