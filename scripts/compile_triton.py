@@ -10,8 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from arguments import main_with
-
+from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
 CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layers

@@ -1,19 +1,6 @@
-"""Translate text by a trained model:  python scripts/translate.py run=<folder> text="..."."""
+"""`attnlab translate` from a checkout:  python scripts/translate.py --help."""
 
-from arguments import Run, main_with
-
-
-def main(
-    run: Run, text: str, beam_width: int = 4, length_penalty: float = 0.6, device: str = "same"
-) -> None:
-    """Print the translation; beam_width=1 always takes the likeliest token."""
-    from attnlab.inspection.translate import translations
-    from attnlab.runtime.device import choose_device
-
-    cfg = run.config(device)
-    chosen = choose_device(cfg.runtime)
-    print(translations(cfg, run.path, [text], beam_width, length_penalty, chosen)[0])
-
+from attnlab.commands import start
 
 if __name__ == "__main__":
-    main_with(main)
+    start("translate")

@@ -553,7 +553,7 @@ def test_levels_of_a_ladder_that_lack_an_accuracy_are_left_out(make, tmp_path):
     del result["test/copy_accuracy"]
     (folder / "result.json").write_text(json.dumps(result))
     text = written(tmp_path / "runs")
-    assert row(text, "16", "|   N", "Ladder")["dot_product"] == "50.00 (single)"
+    assert row(text, "16", "|   n", "Ladder")["dot_product"] == "50.00 (single)"
 
 
 def test_dead_scorers_are_drawn_where_one_arm_lacks_step_0(make, tmp_path):
@@ -716,7 +716,7 @@ def test_without_the_extra_it_says_what_to_install(trained, train, tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "plotly.py").write_text(broken)
     code, _, err = train(str(trained), script="scripts/report.py", PYTHONPATH="stub")
-    assert code == 2 and err == "error: the report needs plotly: pip install -e '.[report]'\n"
+    assert code == 2 and err == "error: the report needs plotly: pip install 'attnlab[report]'\n"
 
 
 MEASURE = """<script>

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from attnlab.config.mechanisms import Mechanism
 from attnlab.config.schema import Seq2SeqBody
 from attnlab.models.attention import build_attention
-from attnlab.models.positions import Positions
-from attnlab.models.transformer import (
+from attnlab.models.blocks import (
     DOT_PRODUCT,
     EMBEDDING,
     Block,
     KeyValueCache,
     build_mechanism,
 )
+from attnlab.models.positions import Positions
 
 
 @dataclass
@@ -53,6 +53,9 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(arch.width, 2 * arch.width, bias=False)
         self.mechanism = mechanism
         self.out = nn.Linear(arch.width, arch.width, bias=False)
+
+    def bias(self, queries: int, keys: int) -> None:
+        """None: see `SelfAttention.bias`."""
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, W) -> keys and values, each (B, H, S, D)."""

@@ -1,155 +1,21 @@
-"""One transformer block, and the two bodies of arXiv 2502.17206 made of it: a causal language
-model and a ViT.
+"""The two bodies of arXiv 2502.17206, a causal language model and a ViT, and what builds any body.
 
 Shapes: B batch, N tokens, W width, V vocabulary, C classes. The mechanism of each layer is the
 only thing that differs between the arms of a comparison; with one seed, all other parameters
 start at the same values in all arms.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-from attnlab.config.mechanisms import DotProduct, Mechanism
+from attnlab.config.mechanisms import Mechanism
 from attnlab.config.schema import Body
+from attnlab.errors import BadInput
 from attnlab.models.attention import build_attention
-from attnlab.models.positions import Positions, Rotary
+from attnlab.models.blocks import EMBEDDING, Block, KeyValueCache, build_mechanism
+from attnlab.models.positions import Positions
+from attnlab.models.seq2seq import Seq2Seq
 from attnlab.runtime.seeding import derive_seed
-
-FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
-
-
-class TextbookEmbedding(nn.Embedding):
-    """Token embedding that starts with variance 1/W, so that sqrt(W) times it has variance 1."""
-
-    def reset_parameters(self) -> None:
-        """The values of nn.Embedding, N(0, 1), divided by sqrt(W)."""
-        nn.init.normal_(self.weight, std=self.embedding_dim**-0.5)
-
-
-DOT_PRODUCT = DotProduct(name="dot_product", mechanism="dot_product")
-EMBEDDING = {"normal": nn.Embedding, "textbook": TextbookEmbedding}
-
-
-class KeyValueCache:
-    """Keys and values (B, H, M, D) of the tokens that one layer has seen; none at first."""
-
-    def __init__(self):
-        self.tokens: int = 0
-        self.keys_values: tuple[Tensor, Tensor] | None = None
-
-    def extended(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, with these behind the others; kept for the next call."""
-        if self.keys_values is not None:
-            k, v = (torch.cat(x, dim=-2) for x in zip(self.keys_values, (k, v), strict=True))
-        self.tokens, self.keys_values = k.shape[-2], (k, v)
-        return k, v
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch, which may occur more than once."""
-        if self.keys_values is not None:
-            self.keys_values = tuple(x[rows] for x in self.keys_values)
-
-
-class SelfAttention(nn.Module):
-    """Projections to queries, keys, values (no bias), the mechanism, and the projection back.
-
-    tokens: the longest sequence, which rotary positions need to know.
-    """
-
-    def __init__(self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int):
-        super().__init__()
-        self.heads, self.causal = arch.heads, causal
-        self.qkv = nn.Linear(arch.width, 3 * arch.width, bias=False)
-        self.mechanism = mechanism
-        self.out = nn.Linear(arch.width, arch.width, bias=False)
-        rotary = arch.positions == "rotary"
-        self.rotary = Rotary(tokens, arch.head_width) if rotary else None
-
-    def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, W) -> queries, keys and values, each (B, H, N, D); start: the position of the
-        first token.
-        """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        return (
-            (q, k, v) if self.rotary is None else (self.rotary(q, start), self.rotary(k, start), v)
-        )
-
-    def forward(
-        self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, N, W) -> (B, N, W). With a cache x holds the tokens behind those in it. mask: see
-        `Attention.mixing`.
-        """
-        q, k, v = self.split(x, cache.tokens if cache else 0)
-        if cache:
-            k, v = cache.extended(k, v)
-        mixed = self.mechanism(q, k, v, causal=self.causal, mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
-class ExtraUnits(nn.Sequential):
-    """More hidden units for an FFN, with 2W + 1 parameters each. They are a module of their own,
-    so that the weights of the FFN are those of every other arm, and start as they would inside
-    it. They have no dropout, so that the random numbers of the other units do not change either.
-    """
-
-    def __init__(self, arch: Body, units: int):
-        into, out = nn.Linear(arch.width, units), ExtraColumns(units, arch.width, arch.ffn_width)
-        super().__init__(into, FFN_ACTIVATION[arch.activation](), out)
-
-
-class ExtraColumns(nn.Linear):
-    """`units` more columns for a linear layer of so many `inputs`; the bias is that layer's."""
-
-    def __init__(self, units: int, outputs: int, inputs: int):
-        self.bound = (units + inputs) ** -0.5
-        super().__init__(units, outputs, bias=False)
-
-    def reset_parameters(self) -> None:
-        """As nn.Linear for all inputs together."""
-        nn.init.uniform_(self.weight, -self.bound, self.bound)
-
-
-class Block(nn.Module):
-    """Attention and feed-forward network, each with residual, dropout and LayerNorm (arch.norm:
-    post or pre). ffn_extra: hidden units beyond arch.ffn_width.
-    """
-
-    def __init__(
-        self, arch: Body, mechanism: nn.Module, causal: bool, tokens: int, ffn_extra: int = 0
-    ):
-        super().__init__()
-        self.post = arch.norm == "post"
-        self.attention = SelfAttention(arch, mechanism, causal, tokens)
-        self.norm1 = nn.LayerNorm(arch.width)
-        self.ffn = nn.Sequential(
-            nn.Linear(arch.width, arch.ffn_width),
-            FFN_ACTIVATION[arch.activation](),
-            nn.Dropout(arch.dropout),
-            nn.Linear(arch.ffn_width, arch.width),
-            nn.Dropout(arch.dropout),
-        )
-        self.ffn_extra = ExtraUnits(arch, ffn_extra) if ffn_extra else None
-        self.norm2 = nn.LayerNorm(arch.width)
-        self.dropout = nn.Dropout(arch.dropout)
-
-    def forward(
-        self, x: Tensor, cache: KeyValueCache | None = None, mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, N, W) -> (B, N, W); cache, mask: see `SelfAttention.forward`."""
-        x = self.add(x, self.norm1, lambda y: self.dropout(self.attention(y, cache, mask)))
-        return self.add(x, self.norm2, self.feed_forward)
-
-    def add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
-        """x and what a part of the block makes of it, normalised behind or in front of it."""
-        return norm(x + part(x)) if self.post else x + part(norm(x))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """(B, N, W) -> (B, N, W)."""
-        y = self.ffn(x)
-        return y if self.ffn_extra is None else y + self.ffn_extra(x)
 
 
 class Transformer(nn.Module):
@@ -230,29 +96,27 @@ class ClassToken(nn.Module):
         return torch.cat((self.token.expand(len(x), 1, -1), x), dim=1)
 
 
-def build_mechanism(arch: Body, model: Mechanism, layer: int) -> nn.Module:
-    """The mechanism of one layer: the configured one where it applies, dot-product elsewhere."""
-    own = layer in model.applies(arch.layers)
-    return build_attention(model if own else DOT_PRODUCT, arch)
-
-
 def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
     """Send one token through the configured mechanism, which also builds the kernels it needs.
 
-    Errors: `BadInput` if model.backend cannot serve here.
+    Errors: `BadInput` if model.backend cannot serve here, or the mechanism not arch.positions,
+    which the schema knows of those that are shipped.
     """
     token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
     padded = arch.body == "seq2seq"
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if padded else None
     mechanism = build_attention(model, arch).to(device)
+    if arch.positions == "alibi" and not mechanism.takes_bias:
+        raise BadInput(
+            f"arch.positions=alibi: model.mechanism={model.mechanism} has no scores that take a "
+            "bias of positions (takes_bias)"
+        )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         mechanism(token, token, token, causal=arch.body == "lm", mask=mask)
 
 
 def bare_model(arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int) -> nn.Module:
     """The configured body, with whatever initial values."""
-    from attnlab.models.seq2seq import Seq2Seq  # made of this file's blocks
-
     body = Seq2Seq if arch.body == "seq2seq" else Transformer
     return body(arch, model, inputs, outputs, tokens)
 

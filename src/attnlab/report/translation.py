@@ -4,7 +4,7 @@ from statistics import fmean
 
 from attnlab.report import published, statistics
 from attnlab.report.compare import Arm, Comparison
-from attnlab.report.table import DASH, Cell, Table
+from attnlab.report.tables import DASH, Cell, Table
 
 MEASURES = {"BLEU": "test/bleu", "chrF": "test/chrf", "validation BLEU": "best/val/bleu"}
 SHOWN = 3  # sample sentences
