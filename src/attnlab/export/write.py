@@ -28,9 +28,11 @@ CLASSES = {
 def export(cfg: Config, run: Path, out: Path) -> None:
     """Write the best checkpoint of a finished run to the folder `out`.
 
-    Errors: `BadInput` if the run is not finished, lacks a file or is damaged, or if `out` holds
-    anything or cannot be written.
+    Errors: `BadInput` if the run is not finished, lacks a file or is damaged, is of another body,
+    or if `out` holds anything or cannot be written.
     """
+    if cfg.arch.body not in CLASSES:
+        raise BadInput(f"run={run}: a {cfg.arch.body} cannot be exported, only lm and vit")
     result = _result(run)
     best = checkpoint.load_best(run / "checkpoints")
     spec = spec_of(cfg, best["model"])
