@@ -22,6 +22,7 @@ LICENCES = {
     "pydocs": "PSF License Version 2 (the documentation inside CPython)",
     "nt": "none needed: the sequences are generated",
 }
+UNKNOWN = "not known to attnlab; its publisher may state one"
 PROTOCOLS = {
     "paper": "what the text of arXiv 2502.17206 says",
     "released": "what the code released with arXiv 2502.17206 does",
@@ -44,7 +45,7 @@ def card(cfg: Config, run: Path, result: dict[str, Any], auto: str) -> str:
         "| | |",
         "|---|---|",
         f"| data | {cfg.data.name} ({_source(cfg)}), fingerprint {result['data_fingerprint']} |",
-        f"| licence of the data | {LICENCES[cfg.data.name]} |",
+        f"| licence of the data | {LICENCES.get(cfg.data.name, UNKNOWN)} |",
         f"| arm | `{cfg.model.name}`: {_options(cfg)} |",
         f"| body | {cfg.arch.layers} layers, {cfg.arch.heads} heads, width {cfg.arch.width}; "
         f"{result['params']:,} parameters, of which the mechanism has "
