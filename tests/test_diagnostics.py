@@ -365,12 +365,17 @@ def test_report_tells_what_depth_does(runs):
     text = (root / "report" / "report.md").read_text()
     lines = text[text.index("### Over depth") :].splitlines()
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
-    assert rows[0] == ["quantity", "model", "layer 0", "layer 1", "n"]
-    found = {tuple(row[:2]): row[2:] for row in rows[2:14]}
-    assert len(found) == 12 and found["row sum of weights", "dot_product"][0].startswith("1 [")
+    assert rows[0] == ["quantity", "model", "when", "layer 0", "layer 1", "n"]
+    found = {tuple(row[:3]): row[3:] for row in rows[2:26]}
+    assert len(found) == 24
+    assert found["row sum of weights", "dot_product", "trained"][0].startswith("1 [")
     mass = [row["attention/1/negative_mass"] for row in last["dagpam"]]
-    cell, n = found["share of negative weights", "dagpam"][1:]
+    cell, n = found["share of negative weights", "dagpam", "trained"][1:]
     assert cell.startswith(f"{fmean(mass):.3g} [") and n == "2" and fmean(mass) > 0
+    begins = [metrics(root / f"dagpam{seed}")[0] for seed in (0, 1)]
+    assert all(row["step"] == 0 for row in begins)
+    start = fmean(row["representation/1/rank_one_residual"] for row in begins)
+    assert found["rank-one residual", "dagpam", "step 0"][1].startswith(f"{start:.3g} [")
     assert "<h3>Over depth</h3>" in (root / "report" / "index.html").read_text()
 
 

@@ -553,7 +553,7 @@ def test_levels_of_a_ladder_that_lack_an_accuracy_are_left_out(make, tmp_path):
     del result["test/copy_accuracy"]
     (folder / "result.json").write_text(json.dumps(result))
     text = written(tmp_path / "runs")
-    assert row(text, "16", "|   N", "Ladder")["dot_product"] == "50.00 (single)"
+    assert row(text, "16", "|   n", "Ladder")["dot_product"] == "50.00 (single)"
 
 
 def test_dead_scorers_are_drawn_where_one_arm_lacks_step_0(make, tmp_path):

@@ -13,7 +13,7 @@ from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
+from attnlab.models.transformer import parameter_counts, try_mechanism
 from attnlab.runs.environment import environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
@@ -25,6 +25,7 @@ from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
+from attnlab.training.model import build
 from attnlab.training.resume import same_best, same_data, same_processes, with_history
 from attnlab.training.trainer import fit, total_steps
 from attnlab.training.update import precision
@@ -157,11 +158,6 @@ def identity(cfg: Config) -> dict[str, Any]:
         "protocol": cfg.protocol,
         "hash": cfg.hash,
     }
-
-
-def build(cfg: Config, data: Data) -> Transformer:
-    """The configured model for this data set, on the CPU."""
-    return build_model(cfg.arch, cfg.model, cfg.seed, **data.shape(cfg.arch))
 
 
 def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:

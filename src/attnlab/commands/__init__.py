@@ -13,7 +13,7 @@ from attnlab import __version__
 
 COMMANDS = (
     *("train", "summary", "report", "evaluate", "generate", "show_attention", "export"),
-    *("reproduce", "compare_arms", "collect", "upload", "benchmark"),
+    *("reproduce", "compare_arms", "match_time", "collect", "upload", "benchmark"),
 )
 
 

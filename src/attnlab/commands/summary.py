@@ -11,7 +11,8 @@ def main(runs: Path, out: Path | None = None) -> None:
     """Print the table, in which every row is one run with one seed; or write it to `out`, with
     every configuration key that differs between the runs and all of result.json.
     """
-    from attnlab.report.collect import collect, markdown
+    from attnlab.report.collect import collect
+    from attnlab.report.tables import markdown
 
     found = collect(runs)
     if out is None:
