@@ -189,7 +189,7 @@ def _use(cfg: Config, auto: str) -> list[str]:
         lines += [
             f"from transformers import {auto}  # attnlab[hf]",
             "",
-            "inputs = torch.tensor([[16, 3, 5]])  # the task's token, then symbols",
+            "inputs = torch.tensor([[2, 0, 1]])  # symbols of the task",
         ]
     lines += [
         "model = attnlab.load(folder)",
