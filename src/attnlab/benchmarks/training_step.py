@@ -1,6 +1,7 @@
 """Whole training steps of the arms of a comparison, beside those of the dot product."""
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from attnlab.benchmarks.timing import environment, paired
 from attnlab.config.schema import Config
 from attnlab.models.transformer import build_model
 from attnlab.training.optim import build_optimizer
-from attnlab.training.update import precision, training_loss
+from attnlab.training.prefetch import Prefetch
+from attnlab.training.update import Update
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
@@ -39,30 +41,27 @@ def published_shape(cfg: Config) -> dict[str, int]:
 def training_step(
     cfg: Config, device: torch.device, shape: dict[str, int]
 ) -> tuple[Callable[[], None], nn.Module]:
-    """A step of cfg's batch size on random tokens or images, and the model of this shape that it
-    trains.
+    """A step of cfg's batch size, as training takes it, on random tokens or images; and the model
+    of this shape that it trains.
     """
     torch.manual_seed(0)
-    micro = cfg.trainer.micro
+    options, micro = cfg.trainer, cfg.trainer.micro
     model = build_model(cfg.arch, cfg.model, cfg.seed, **shape)
     if cfg.arch.body == "lm":
-        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]), device=device)
+        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]))
     else:
-        size = cfg.data.image_size
-        x = torch.randn(micro, 3, size, size, device=device)
-        y = torch.randint(shape["outputs"], (micro,), device=device)
+        x = torch.randn(micro, 3, cfg.data.image_size, cfg.data.image_size)
+        y = torch.randint(shape["outputs"], (micro,))
+    if device.type == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
     model.to(device).train()
-    optimizer = build_optimizer(model, cfg.trainer)
-    autocast = precision(cfg.trainer, device)
-    per_step = cfg.trainer.batch_size // micro
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    compiled = torch.compile(model) if cfg.runtime.compile else model
+    update = Update(compiled, build_optimizer(model, options), scaler, options, cfg.seed)
+    batches = Prefetch(repeat((x, y)), options.batch_size // micro, device)
 
     def once() -> None:
-        for _ in range(per_step):
-            with autocast():
-                loss = training_loss(model(x), y) / per_step
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update(0, options.lr, batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
