@@ -17,18 +17,8 @@ def main(
     from attnlab.runtime.device import choose_device
 
     cfg = run.config(device)
-    print(
-        generate(
-            cfg,
-            run.path,
-            prompt,
-            tokens,
-            temperature,
-            top_k,
-            seed,
-            choose_device(cfg.runtime, cfg.trainer.precision),
-        )
-    )
+    place = choose_device(cfg.runtime, cfg.trainer.precision)
+    print(generate(cfg, run.path, prompt, tokens, temperature, top_k, seed, place))
 
 
 if __name__ == "__main__":
