@@ -25,7 +25,7 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
     for name, cfg in arms.items():
         run, _ = training_step(cfg, device, published_shape(cfg))
         base = base or run
-        timing = paired(run, base)
+        timing = paired(run, base, device)
         yield {"arm": name, "body": cfg.arch.body, **timing, **environment(device)}
 
 
