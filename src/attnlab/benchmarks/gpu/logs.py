@@ -8,7 +8,7 @@ from attnlab.benchmarks.gpu.trains import language_arms
 from attnlab.runs.tracking import offline_rows
 
 TITLE = "Logs"
-WANTED = ["train/loss", "val/perplexity", "memory/peak_mib", "throughput/tokens_per_s"]
+WANTED = ["train/loss", "val/loss", "memory/peak_mib", "throughput/tokens_per_s"]
 
 
 def work(plan: Plan):

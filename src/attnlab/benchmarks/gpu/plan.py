@@ -73,7 +73,7 @@ def smoke(results: Path, scratch: Path) -> Plan:
         scratch=scratch,
         smoke=True,
         tokens=[5],
-        compiler="aot_eager",
+        compiler="eager",
         lengths=[16],
         batch=1,
         heads=1,

@@ -31,7 +31,9 @@ def measure(results: Path, scratch: Path, size: str, stages: list[str]) -> int:
     missing or failed. Errors: `BadInput` without CUDA, unless size is smoke.
     """
     modules = [f"attnlab.benchmarks.gpu.{stage}" for stage in STAGES]
-    CONTEXT.set_forkserver_preload(["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run", *modules])
+    CONTEXT.set_forkserver_preload(
+        ["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run", *modules]
+    )
     with ProcessPoolExecutor(1, CONTEXT) as helper:
         if size == "smoke":
             plan = smoke(results / "smoke", scratch / "smoke")
@@ -115,10 +117,8 @@ def work(name: str, plan: Plan, number: int, of: int) -> None:
         except Exception as error:
             print(f"{key}: {error!r}", file=sys.stderr, flush=True)
             row = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
-        print(key, time.process_time(), flush=True)
         row |= {"took_s": round(time.monotonic() - began, 2)}
         ledger.append({"row": key, "code": code, **row}, sync=True)
-    print(name, time.process_time(), flush=True)
 
 
 def ledger_file(name: str, plan: Plan) -> Path:

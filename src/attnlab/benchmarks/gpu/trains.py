@@ -1,5 +1,6 @@
 """Language arms that train for a while, a run that is killed and continued, and two processes."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from attnlab.benchmarks.gpu.fits import arms
-from attnlab.benchmarks.gpu.plan import CONTEXT, Plan
+from attnlab.benchmarks.gpu.plan import Plan
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import validate
 from attnlab.errors import Interrupted
@@ -22,17 +23,18 @@ from attnlab.runs.files import Ledger
 from attnlab.training import checkpoint
 
 TITLE = "Trains"
-LEAST = 8  # rows of metrics before a run is stopped; more than the steps that are not timed
-SHORT = ["logger=none", "trainer.log_every=1", "trainer.save_every=4", "trainer.eval_every=12"]
+FORK = multiprocessing.get_context("fork")
+LEAST = 8  # rows of metrics before a run is stopped: timed steps, and an evaluation
+SHORT = ["logger=none", "trainer.log_every=1", "trainer.save_every=4", "trainer.eval_every=6"]
 OFFLINE = ["logger=wandb", "logger.mode=offline"]
 
 
 def work(plan: Plan):
-    """Each arm, then the kill, then two processes where there are two GPUs."""
+    """Each arm, two processes where there are two GPUs, then the kill."""
     rows = {model: partial(curve, plan, model) for model in language_arms(plan)}
-    rows["kill -9, then the same command"] = partial(killed, plan)
     if plan.processes > 1:
         rows["two processes"] = partial(two_processes, plan)
+    rows["kill -9, then the same command"] = partial(killed, plan)
     return rows
 
 
@@ -50,9 +52,8 @@ def words(plan: Plan, model: str, *more: str) -> list[str]:
 
 def curve(plan: Plan, model: str) -> dict[str, Any]:
     """Train for some seconds and stop by SIGTERM: losses over steps, and the last measures."""
-    folder = plan.scratch / model
-    shutil.rmtree(folder, ignore_errors=True)
-    process = started(plan, words(plan, model, *OFFLINE), folder)
+    (folder,) = fresh(plan, model)
+    process = started(words(plan, model, *OFFLINE), folder)
     wait_for_rows(process, folder, LEAST)
     process.join(plan.train_s)
     stop(process, signal.SIGTERM)
@@ -66,28 +67,24 @@ def curve(plan: Plan, model: str) -> dict[str, Any]:
 
 def killed(plan: Plan) -> dict[str, Any]:
     """A run that is killed and continued ends with the bits of one that is not."""
-    steps = words(plan, "neural_d2", *SHORT, "trainer.max_steps=24")
-    whole, other = (plan.scratch / name for name in ("whole", "killed"))
-    for folder in (whole, other):
-        shutil.rmtree(folder, ignore_errors=True)
-    finish(started(plan, steps, whole))
-    process = started(plan, steps, other)
-    wait_for_rows(process, other, 6)
+    steps = words(plan, "neural_d2", *SHORT, "trainer.max_steps=12")
+    whole, other = fresh(plan, "whole", "killed")
+    finish(started(steps, whole))
+    process = started(steps, other)
+    wait_for_rows(process, other, 5)
     stop(process, signal.SIGKILL)
     at = len(Ledger(other / "metrics.jsonl").rows())
-    finish(started(plan, steps, other))
+    finish(started(steps, other))
     same = (whole / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     pair = [checkpoint.load(checkpoint.newest_first(f / "checkpoints")[0]) for f in (whole, other)]
-    return {"holds": same and equal(*pair), "killed_after_rows": at, "steps": 24}
+    return {"holds": same and equal(*pair), "killed_after_rows": at, "steps": 12}
 
 
 def two_processes(plan: Plan) -> dict[str, Any]:
     """torchrun with two processes trains like one that accumulates over the same micro-batches."""
     steps = words(plan, "neural_d2", *SHORT, "trainer.max_steps=12", "trainer.micro_batch_size=8")
-    folders = [plan.scratch / name for name in ("one", "two")]
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    finish(started(plan, steps, folders[0]))
+    folders = fresh(plan, "one", "two")
+    finish(started(steps, folders[0]))
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone")]
     command += ["--nproc-per-node=2", str(CONFIGS.parent / "train.py")]
     subprocess.run([*command, *steps, f"hydra.run.dir={folders[1]}"], check=True)
@@ -99,26 +96,28 @@ def two_processes(plan: Plan) -> dict[str, Any]:
     return {"holds": apart < 0.01, "largest_relative_difference_of_losses": apart}
 
 
-def started(plan: Plan, overrides: list[str], folder: Path):
-    """A process that trains; it ends with this one's group."""
-    arguments = (overrides, folder, plan.scratch / "trains.log", os.getpgrp())
-    process = CONTEXT.Process(target=train, args=arguments)
+def fresh(plan: Plan, *names: str) -> list[Path]:
+    """Run folders without what an earlier start has left there."""
+    folders = [plan.scratch / name for name in names]
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return folders
+
+
+def started(overrides: list[str], folder: Path):
+    """A process that trains, forked from this one, which has touched no device."""
+    process = FORK.Process(target=train, args=(overrides, folder))
     process.start()
     return process
 
 
-def train(overrides: list[str], folder: Path, log: Path, group: int) -> None:
+def train(overrides: list[str], folder: Path) -> None:
     """What train.py does, without its command line."""
-    os.setpgid(0, group)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(file, stream)
     cfg = validate(plain(compose_config(overrides)))
     try:
         run(cfg, folder)
     except Interrupted as stopped:
         print(stopped)
-    print("cpu", time.process_time(), flush=True)
 
 
 def wait_for_rows(process, folder: Path, rows: int) -> None:
