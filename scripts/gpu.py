@@ -23,7 +23,8 @@ def main(size: str = "card", results: Path = Path("results/gpu"), stages: str = 
     chosen = list(STAGES) if stages == "all" else stages.split(",")
     if size not in ("card", "smoke") or set(chosen) - set(STAGES):
         raise BadInput(
-            f"size={size} stages={stages}: must be card or smoke; all or some of {', '.join(STAGES)}"
+            f"size={size} stages={stages}: must be card or smoke; "
+            f"all or some of {', '.join(STAGES)}"
         )
     if size == "smoke":
         os.environ["TRITON_INTERPRET"] = "1"  # before the processes of the stages import Triton

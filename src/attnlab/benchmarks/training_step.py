@@ -5,7 +5,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnlab.benchmarks.timing import environment, paired
 from attnlab.config.schema import Config
@@ -38,6 +38,15 @@ def published_shape(cfg: Config) -> dict[str, int]:
     return {"inputs": 3 * patch**2, "outputs": CLASSES[cfg.data.name], "tokens": 1 + patches}
 
 
+def random_batch(cfg: Config, shape: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a micro-batch of tokens or images."""
+    micro = cfg.trainer.micro
+    if cfg.arch.body == "lm":
+        return torch.randint(shape["outputs"], (2, micro, shape["tokens"])).unbind()
+    size = (micro, 3, cfg.data.image_size, cfg.data.image_size)
+    return torch.randn(size), torch.randint(shape["outputs"], (micro,))
+
+
 def training_step(
     cfg: Config, device: torch.device, shape: dict[str, int]
 ) -> tuple[Callable[[], None], nn.Module]:
@@ -45,20 +54,16 @@ def training_step(
     of this shape that it trains.
     """
     torch.manual_seed(0)
-    options, micro = cfg.trainer, cfg.trainer.micro
+    options = cfg.trainer
     model = build_model(cfg.arch, cfg.model, cfg.seed, **shape)
-    if cfg.arch.body == "lm":
-        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]))
-    else:
-        x = torch.randn(micro, 3, cfg.data.image_size, cfg.data.image_size)
-        y = torch.randint(shape["outputs"], (micro,))
+    x, y = random_batch(cfg, shape)
     if device.type == "cuda":
         x, y = x.pin_memory(), y.pin_memory()
     model.to(device).train()
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     compiled = torch.compile(model) if cfg.runtime.compile else model
     update = Update(compiled, build_optimizer(model, options), scaler, options, cfg.seed)
-    batches = Prefetch(repeat((x, y)), options.batch_size // micro, device)
+    batches = Prefetch(repeat((x, y)), options.batch_size // options.micro, device)
 
     def once() -> None:
         update(0, options.lr, batches)

@@ -1,4 +1,4 @@
-"""The Triton kernels on this device, forward and every gradient, beside the reference in float64."""
+"""The Triton kernels here, forward and every gradient, beside the reference in float64."""
 
 import math
 from contextlib import nullcontext
@@ -85,7 +85,8 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
         "Largest error of the forward and of any gradient, relative to the largest number of the",
         "tensor, beside the reference in float64; limits "
         + ", ".join(f"{name} {ALLOWED[dtype]:g}" for name, dtype in DTYPES.items())
-        + f". Strided inputs, B {BATCH}, H {HEADS}; every number of tokens twice, with equal bits.",
+        + f". Strided inputs, B {BATCH}, H {HEADS}; every number of tokens is computed twice and",
+        "must give equal bits.",
         "",
         "| check | tokens | largest error | where | holds |",
         "|---|---|---|---|---|",
@@ -117,13 +118,11 @@ def problem(network: Network, n: int, m: int, dtype: torch.dtype, device: torch.
     return net.to(device), project, (q[:, :, :n], k[:, :, :m], v[:, :, :m]), gradient[:, :, :n]
 
 
-def results(net, project, leaves, gradient, causal, autocast=nullcontext()) -> list[Tensor]:
+def results(net, project, leaves, gradient, causal, autocast=None) -> list[Tensor]:
     """Output, and gradients of q, k, v and all parameters. autocast: context of the forward."""
-    leaves, scale = (
-        [x.detach().requires_grad_() for x in leaves],
-        1 / math.sqrt(gradient.shape[-1]),
-    )
-    with autocast:
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    scale = 1 / math.sqrt(gradient.shape[-1])
+    with autocast or nullcontext():
         out = neural_attention(
             *leaves, net, project=project, causal=causal, scale=scale, backend="triton"
         )

@@ -62,7 +62,7 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     """Lines of Markdown."""
     lines = [
         f"B {plan.batch}, H {plan.heads}, D {plan.width}, causal; medians of interleaved samples.",
-        "The ratio is to torch's scaled_dot_product_attention, with quartiles (below 1 is faster).",
+        "The ratio is to torch's scaled_dot_product_attention, with quartiles; below 1 is faster.",
         "Share: of the card's peak at this precision, by the products of the visible pairs.",
         "",
         "| score, by, precision, N | forward ms | ratio | share | both ms | ratio | share | MiB |",

@@ -31,9 +31,8 @@ def measure(results: Path, scratch: Path, size: str, stages: list[str]) -> int:
     missing or failed. Errors: `BadInput` without CUDA, unless size is smoke.
     """
     modules = [f"attnlab.benchmarks.gpu.{stage}" for stage in STAGES]
-    CONTEXT.set_forkserver_preload(
-        ["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run", *modules]
-    )
+    libraries = ["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run"]
+    CONTEXT.set_forkserver_preload([*libraries, *modules])
     with ProcessPoolExecutor(1, CONTEXT) as helper:
         if size == "smoke":
             plan = smoke(results / "smoke", scratch / "smoke")
