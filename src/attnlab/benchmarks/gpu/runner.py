@@ -21,7 +21,7 @@ from attnlab.errors import BadInput
 from attnlab.runs.files import Ledger, slug, write_atomic
 
 SOURCE = Path(__file__).resolve().parents[2]
-MEASURED = ["kernels", "models", "training", "benchmarks"]  # the code that a row depends on
+MEASURED = ["kernels", "models", "training"]  # the code that rows tell of
 
 Row = dict[str, Any]
 
@@ -105,6 +105,11 @@ def work(name: str, plan: Plan, number: int, of: int) -> None:
     log = os.open(plan.scratch / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
+    fill(name, plan, number, of)
+
+
+def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
+    """Measure the rows that are missing, or every `of`-th of them; each is written at once."""
     ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), code_digest()
     measures = import_module(f"attnlab.benchmarks.gpu.{name}").work(plan)
     (plan.scratch / f"{name}.wanted").write_text(str(len(measures)))
@@ -133,7 +138,9 @@ def rows_of(name: str, plan: Plan) -> dict[str, Row]:
 
 
 def code_digest() -> str:
-    """Eight hex digits over the source files on which a measurement depends."""
+    """Eight hex digits over the source files that are measured. Who changes a stage itself so that
+    its rows mean something else removes its file.
+    """
     digest = hashlib.sha256()
     for folder in MEASURED:
         for file in sorted((SOURCE / folder).rglob("*")):
