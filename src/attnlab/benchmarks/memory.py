@@ -1,5 +1,5 @@
-"""Peak memory of training steps without the device: shapes and lifetimes of all tensors, counted by
-torch's memory tracker on tensors without data.
+"""Peak memory of training steps without the device: shapes and lifetimes of all tensors, counted
+by torch's memory tracker on tensors without data.
 
 PyTorch cannot run a backward pass of such tensors on `cuda` without a CUDA driver, so they are on
 `cpu`. Attention is the fused operator there too, and autocast keeps the same tensors. Not counted:

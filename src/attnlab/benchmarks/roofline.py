@@ -1,11 +1,11 @@
 """Time of the Triton kernels on a card that is not at hand: a lower bound from the instructions of
 their compiled inner loops and from the bytes that they must move.
 
-The kernels are compiled for the card and disassembled. Their first loop, over tiles that the causal
-mask does not cut, takes nearly all of the time; its instructions are divided by the pairs of a
-tile. Every instruction is charged to the unit that executes it, and the slowest unit decides. The
-dot product is bounded in the same way, by the fewest instructions that it can have, as no kernel of
-it is compiled here. Real kernels of both reach a part of it.
+The kernels are compiled for the card and disassembled. Their first loop, over tiles that the
+causal mask does not cut, takes nearly all of the time; its instructions are divided by the pairs
+of a tile. Every instruction is charged to the unit that executes it, and the slowest unit decides.
+The dot product is bounded in the same way, by the fewest instructions that it can have: no kernel
+of it is compiled here. Real kernels of both reach a part of it.
 """
 
 import re
@@ -42,7 +42,7 @@ MUFU, LOADS, ISSUE = 16, 32, 128  # lanes a clock and multiprocessor, on all of 
 FP32 = ("FFMA", "FADD", "FMUL", "IMAD", "HFMA2")
 MEMORY = ("LD", "ST", "SHFL", "ATOM", "RED")
 CONTROL = ("BRA", "NOP", "BAR", "WARPSYNC", "BSSY", "BSYNC", "DEPBAR", "WARPGROUP", "U", "R2U")
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)")
 
 # The dot product, per pair: flash attention's instructions beside the products (FLOP per head
 # width). Forward: scale and sum; maximum and half a conversion; one exponential. Backward: scale,
@@ -80,7 +80,7 @@ def per_pair(kernel: str, case: Case, arch: int) -> dict[str, float]:
     for number in range(start, end + 1):
         if not (match := INSTRUCTION.search(lines[number])):
             continue
-        opcode, operands = match.groups()
+        opcode = match[1]
         times = 1.0
         for loop in inner:
             if loop[0] <= number <= loop[1]:

@@ -113,8 +113,8 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     lines = [
         "### Memory of tables 1, 3 and 4 at the published batch",
         "",
-        "Peak of all tensors over two training steps, by torch's memory tracker on tensors without",
-        "data. Measured: by `make gpu`, with the device; empty where nothing has been measured.",
+        "Peak of all tensors over two training steps, by torch's memory tracker on tensors",
+        "without data. Measured: by `make gpu`, with the device; empty where nothing is measured.",
         "",
         "| arm | modelled GiB | measured GiB |",
         "|---|---|---|",
