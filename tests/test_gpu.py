@@ -43,7 +43,7 @@ def test_all_stages_and_rows_that_are_there(tmp_path):
     older = {"row": "of older code", "code": "0", "error": "old"}
     (tmp_path / "results/smoke").mkdir(parents=True)
     (tmp_path / "results/smoke/tiles.jsonl").write_text(json.dumps(there) + "\n")
-    (tmp_path / "results/smoke/fits.jsonl").write_text(json.dumps(older) + "\n")
+    (tmp_path / "results/smoke/fits.jsonl").write_text(json.dumps(older) + '\n{"row": "cut')
 
     code, out, err = gpu(tmp_path, "size=smoke", "results=results")
     logs = [p.read_text() for p in (tmp_path / "outputs/gpu/smoke").glob("*.log")]

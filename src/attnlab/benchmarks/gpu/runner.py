@@ -30,6 +30,8 @@ def measure(results: Path, scratch: Path, size: str, stages: list[str]) -> int:
     """Run the stages; the page is written again after each. Returns how many have rows that are
     missing or failed. Errors: `BadInput` without CUDA, unless size is smoke.
     """
+    # Asking whether there is a GPU must not start CUDA in the process that all others come from.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     modules = [f"attnlab.benchmarks.gpu.{stage}" for stage in STAGES]
     libraries = ["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run"]
     CONTEXT.set_forkserver_preload([*libraries, *modules])
@@ -70,6 +72,7 @@ def card() -> tuple[str, int]:
 def run_stage(name: str, plan: Plan) -> tuple[str, bool]:
     """One line on a stage, and whether all its rows are there and none has failed."""
     began, limits = time.monotonic(), STAGES[name]
+    mend(ledger_file(name, plan))
     of = 1 if plan.smoke else min(limits.processes, (os.cpu_count() or 2) // 2)
     workers = [CONTEXT.Process(target=work, args=(name, plan, i, of)) for i in range(of)]
     ended = "finished"
@@ -79,11 +82,11 @@ def run_stage(name: str, plan: Plan) -> tuple[str, bool]:
         for worker in workers:
             worker.join(max(0.0, began + limits.seconds - time.monotonic()))
     finally:
-        if any(worker.is_alive() for worker in workers):
+        for worker in (worker for worker in workers if worker.is_alive()):
             ended = f"stopped at its limit of {limits.seconds} s"
-        for worker in workers:
             with contextlib.suppress(ProcessLookupError):  # with the runs that it has started
                 os.killpg(worker.pid, signal.SIGKILL)
+            worker.kill()
             worker.join()
     if ended == "finished" and (codes := {w.exitcode for w in workers} - {0}):
         ended = f"ended with exit code {min(codes)}, see {plan.scratch / name}.log"
@@ -123,6 +126,13 @@ def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
             row = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
         row |= {"took_s": round(time.monotonic() - began, 2)}
         ledger.append({"row": key, "code": code, **row}, sync=True)
+
+
+def mend(file: Path) -> None:
+    """Remove a last line that a kill has cut, so that the next row stands on a line of its own."""
+    if file.is_file() and not file.read_bytes().endswith(b"\n"):
+        whole = file.read_text().splitlines(keepends=True)[:-1]
+        write_atomic(file, "".join(whole))
 
 
 def ledger_file(name: str, plan: Plan) -> Path:

@@ -46,12 +46,12 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
     device, dtype = torch.device(plan.device), DTYPES[precision]
     tiles = [(16, 16, 4)] if plan.smoke else TILES
     sizes = [16, 16] if plan.smoke else [SHORT, N]
-    passes = [launches(plan, case, n, dtype, device)[kernel == "forward"] for n in sizes]
+    compiles, timed = (launch(plan, case, n, dtype, device, kernel) for n in sizes)
     found, usable = {}, []
     for tile in [None, *tiles]:
         with chosen(kernel, tile):
             try:
-                passes[0]()  # compiles, beside other processes that compile
+                compiles()  # beside other processes that compile
             except triton.runtime.OutOfResources as error:
                 print(f"{case}, {precision}, {kernel}, {tile}: {error}", flush=True)
             else:
@@ -59,15 +59,15 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
     with alone(plan):
         for tile in usable:
             with chosen(kernel, tile):
-                samples = [seconds(passes[1], device) for _ in range(1 if plan.smoke else 7)]
+                samples = [seconds(timed, device) for _ in range(1 if plan.smoke else 7)]
             name = "default" if tile is None else "x".join(map(str, tile[:2])) + f", {tile[2]}"
             found[name] = round(1000 * statistics.median(samples), 4)
     best = min(found, key=found.__getitem__)
     return {"ms": found, "best": best, "gain": round(found["default"] / found[best], 3)}
 
 
-def launches(plan: Plan, case: str, n: int, dtype, device):
-    """The backward and the forward of a case on random tables."""
+def launch(plan: Plan, case: str, n: int, dtype, device, kernel: str):
+    """A function that runs the pass to which a kernel belongs, on random tables of a case."""
     torch.manual_seed(0)
     shape = Shape(n, plan.width, plan.batch, plan.heads, True, dtype)
     module = mechanism(*CASES[case], "triton", shape).to(device)
@@ -77,8 +77,9 @@ def launches(plan: Plan, case: str, n: int, dtype, device):
         tables = module.score_network.tables(q, k, module.scale, module.project)
         tables = [None if x is None else x.contiguous() for x in tables]
     out, lse = triton_backend.forward(*tables, v, "relu", True)
-    forward = partial(triton_backend.forward, *tables, v, "relu", True)
-    return partial(triton_backend.backward, gradient, *tables, v, out, lse, "relu", True), forward
+    if kernel == "forward":
+        return partial(triton_backend.forward, *tables, v, "relu", True)
+    return partial(triton_backend.backward, gradient, *tables, v, out, lse, "relu", True)
 
 
 @contextmanager
