@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, config, model_of
 
+from attnlab.benchmarks import roofline
 from attnlab.benchmarks.gpu.plan import STAGES
 from attnlab.benchmarks.gpu.runner import code_digest
+from attnlab.benchmarks.memory import modelled_peak_mib
 
 pytest.importorskip("triton")
 
@@ -58,6 +60,35 @@ def test_all_stages_and_rows_that_are_there(tmp_path):
     assert all(f"\n## {stage.title()}\n" in page for stage in STAGES)
     assert "of older code" not in page
     assert (tmp_path / "results/smoke/learning_curves.png").is_file()
+
+
+def test_modelled_memory_grows_with_the_batch_and_holds_the_weights():
+    """Weights, gradients and Adam's two moments stay; the rest is proportional."""
+    cfg = config("scale=smoke", "model=neural_d2")
+    shape = {"inputs": 64, "outputs": 64, "tokens": 32}
+    params = sum(p.numel() for p in model_of(cfg, **shape).parameters())
+    peaks = []
+    for batch in (64, 128):
+        trainer = cfg.trainer.model_copy(update={"batch_size": batch})
+        peaks.append(2**20 * modelled_peak_mib(cfg.model_copy(update={"trainer": trainer}), shape))
+    assert 2 * peaks[0] - peaks[1] == pytest.approx(16 * params, rel=0.5)
+
+
+def test_loops_of_machine_code_are_found_and_counted():
+    code = """.L_x_0:
+        /*0010*/                   FFMA R1, R2, R3, R4 ;
+.L_x_1:
+        /*0020*/                   FMNMX R1, R2, R3, !PT ;
+        /*0030*/              @!P0 BRA `(.L_x_1) ;
+        /*0040*/               @P1 BRA `(.L_x_0) ;
+.L_x_2:
+        /*0050*/                   BRA `(.L_x_2);"""
+    lines = code.splitlines()
+    assert roofline.loops(lines) == [(0, 5), (2, 4)]
+    assert roofline.trips(lines[2:4], units=8) == 8
+    units = map(roofline.unit, ("HMMA.16816.F32.BF16", "MUFU.EX2", "IMAD.MOV.U32", "FSETP.GT"))
+    assert list(units) == ["tensor", "mufu", "fp32", "alu"]
+    assert roofline.tensor_flop("HMMA.16816.F32.BF16") == 2 * 16 * 8 * 16 / 32
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -87,7 +87,7 @@ def per_pair(kernel: str, case: Case, arch: int) -> dict[str, float]:
                 times *= trips(lines[slice(*loop)], case.h * pairs)
         name = unit(opcode)
         total[name] += times
-        total["flop"] += times * tensor_flop(opcode, threads)
+        total["flop"] += times * tensor_flop(opcode)
     return {
         name: value / pairs if name != "flop" else value * threads / (case.rows * case.cols)
         for name, value in total.items()
@@ -120,7 +120,7 @@ def trips(body: list[str], units: float) -> float:
     return 1.0
 
 
-def tensor_flop(opcode: str, threads: int) -> float:
+def tensor_flop(opcode: str) -> float:
     """FLOP of a thread's share of a matrix instruction, HMMA.16816 or HGMMA.64xNx16."""
     if opcode.startswith("HMMA"):
         m, n, k = {"16816": (16, 8, 16), "1688": (16, 8, 8)}[opcode.split(".")[1]]
