@@ -11,7 +11,7 @@ DEMO := outputs/demo
 PAGES := README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff LICENSE docs results
 
 # Where experiments find data (hub ids, or local folders of the same form), and what they are told besides,
-# as in  make reproduce-table1 ARGS="protocol=released --yes"
+# as in  make reproduce-table1 ARGS="protocol=released yes=true"
 WIKITEXT ?= Salesforce/wikitext
 CIFAR10 ?= uoft-cs/cifar10
 CIFAR100 ?= uoft-cs/cifar100
@@ -66,11 +66,11 @@ lint: setup  ## style and common mistakes
 $(REPRODUCE): reproduce-%: setup
 	$(PY) scripts/reproduce.py $(ARGS) $($*)
 
-reproduce-paper: setup  ## tables 1, 3, 4 and figure 1 at the published size (one: reproduce-table1, ...): estimate, then with ARGS=--yes runs and report
+reproduce-paper: setup  ## tables 1, 3, 4 and figure 1 at the published size (one: reproduce-table1, ...): estimate, then with ARGS=yes=true runs and report
 	$(PY) scripts/reproduce.py $(ARGS) $(table1) $(table3) $(table4) $(figure1)
 
 reproduce-mini: setup  ## the same in miniature (hours on 2 cores; WIKITEXT=, CIFAR10=, CIFAR100= name local data)
-	$(PY) scripts/reproduce.py scale=mini $(ARGS) $(MINI) --yes
+	$(PY) scripts/reproduce.py scale=mini $(ARGS) $(MINI) yes=true
 
 ablations: setup  ## what the paper leaves open: d', hidden widths, activation, scale, layers, heads, positions (ARGS="data=pydocs")
 	$(PY) scripts/reproduce.py $(ARGS) $(ABLATIONS)
@@ -89,9 +89,9 @@ gpu: setup  ## what an NVIDIA GPU shows: results/gpu/<device>, in nine minutes (
 
 benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (15 minutes on 2 cores)
 	@mkdir -p outputs
-	$(PY) scripts/benchmark.py --n 1024,2048 --backend cpp,triton
-	$(PY) scripts/benchmark.py --n 785 --d 96 --full --backend cpp,triton
-	$(PY) scripts/benchmark.py --n 1024 --case released_d2,d2_h2
-	$(PY) scripts/benchmark.py --n 256,512,1024,2048,4096,8192 --case released_d2,full_h64 \
-	  --backend algorithm_1,cpp,triton --plot outputs/benchmark.png
-	$(PY) scripts/benchmark.py --model
+	$(PY) scripts/benchmark.py n=1024,2048 backend=cpp,triton
+	$(PY) scripts/benchmark.py n=785 d=96 full=yes backend=cpp,triton
+	$(PY) scripts/benchmark.py n=1024 case=released_d2,d2_h2
+	$(PY) scripts/benchmark.py n=256,512,1024,2048,4096,8192 case=released_d2,full_h64 \
+	  backend=algorithm_1,cpp,triton plot=outputs/benchmark.png
+	$(PY) scripts/benchmark.py model=yes

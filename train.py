@@ -1,26 +1,6 @@
-"""Train one model:  python train.py model=neural_d2 data=cifar100  (see README.md)."""
+"""`attnlab train` from a checkout:  python train.py model=neural_d2 data=cifar100."""
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-
-from attnlab.cli import exit_on_failure, guard
-from attnlab.config.compose import plain, run_path
-from attnlab.config.messages import validate
-from attnlab.config.tuning import refuse_tuning
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def main(composed) -> None:
-    """One run; Hydra calls this once a job."""
-    with exit_on_failure():
-        refuse_tuning(composed)
-    cfg = validate(plain(composed))
-    # torch is imported only after the configuration is known to be good
-    from attnlab.run import run
-
-    with exit_on_failure():
-        run(cfg, run_path(cfg, HydraConfig.get().run.dir))
-
+from attnlab.commands import start
 
 if __name__ == "__main__":
-    guard(main)
+    start("train")

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from arguments import main_with
+from attnlab.commands.arguments import main_with
 
 TINY = [
     *("data=nt", "scale=smoke", "model=dot_product", "arch.layers=1", "arch.width=16"),

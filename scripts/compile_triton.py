@@ -5,8 +5,7 @@
 The cases have bfloat16 values of width 64, a causal mask and ReLU.
 """
 
-from arguments import main_with
-
+from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
 CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layers

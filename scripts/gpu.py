@@ -10,8 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from arguments import main_with
-
+from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
 
@@ -28,7 +27,15 @@ def main(size: str = "card", results: Path = Path("results/gpu"), stages: str = 
         )
     if size == "smoke":
         os.environ["TRITON_INTERPRET"] = "1"  # before the processes of the stages import Triton
-    sys.exit(measure(results, Path("outputs/gpu"), size, chosen) > 0)
+    unfinished = measure(results, Path("outputs/gpu"), size, chosen, program, "attnlab.run")
+    sys.exit(unfinished > 0)
+
+
+def program(cfg, folder: Path) -> None:
+    """Train and test; the stages import no room above theirs."""
+    from attnlab.run import run
+
+    run(cfg, folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ some. Started again, it computes what is missing. 15 minutes on 2 cores.
 
 from pathlib import Path
 
-from arguments import main_with
+from attnlab.commands.arguments import main_with
 
 
 def main(results: Path = Path("results/gpu")) -> None:
@@ -19,7 +19,7 @@ def main(results: Path = Path("results/gpu")) -> None:
     from attnlab.runs.files import write_atomic
 
     results.mkdir(parents=True, exist_ok=True)
-    plan = Plan("cpu", results, results, smoke=False)
+    plan = Plan("cpu", results, results, smoke=False, program=print)
     fill("model", plan)
     rows = rows_of("model", plan)
     whole = {key: row for key, row in rows.items() if "error" not in row}

@@ -13,8 +13,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from arguments import main_with
-
+from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
 BROWSER = "chromium"
@@ -36,7 +35,7 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
         from attnlab.report.compare import comparisons
         from attnlab.report.render import report
     except ModuleNotFoundError as error:
-        raise BadInput(f"pictures need {error.name}: pip install -e '.[report]'") from None
+        raise BadInput(f"pictures need {error.name}: pip install 'attnlab[report]'") from None
     out.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
     effects(plt, comparisons(collect(results / "mini")), out / "effects.png")

@@ -1,18 +1,6 @@
-"""All runs below a folder in one Markdown table:  python scripts/summary.py runs=outputs."""
+"""`attnlab summary` from a checkout:  python scripts/summary.py --help."""
 
-from pathlib import Path
-
-from arguments import main_with
-
-
-def main(runs: Path) -> None:
-    """Print the table; every row is one run with one seed."""
-    from attnlab.report.collect import collect, markdown
-
-    found = collect(runs)
-    print(markdown(found))
-    print(f"{len(found)} runs; each row is a single run with one seed.")
-
+from attnlab.commands import start
 
 if __name__ == "__main__":
-    main_with(main)
+    start("summary")

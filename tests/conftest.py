@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
+from forked import default_signals, finish
 from hypothesis import HealthCheck, settings
 
 from attnlab.config import compose
@@ -70,17 +71,23 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def default_signals() -> None:
-    """A test session in the background or under nohup ignores these; its children would too. They
-    get a process group of their own, which tests can signal.
-    """
-    os.setpgrp()
-    for signum in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_DFL)
+@pytest.fixture
+def command(tmp_path, cache) -> Callable:
+    """The words and the environment of a program that starts in an empty folder."""
+
+    def words_and_env(script: str, overrides: tuple[str, ...], env: dict[str, str]) -> tuple:
+        fixed = [f"runtime.cache={cache}"] if script == "train.py" else []
+        if fixed and not any(o.startswith("logger=") for o in overrides):
+            fixed.append("logger=none")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
+        kept["ATTNLAB_KERNELS"] = str(cache_folder())
+        return [*overrides, *fixed], {**kept, "HOME": str(tmp_path), **env}
+
+    return words_and_env
 
 
 @pytest.fixture
-def start(tmp_path, cache):
+def start(tmp_path, command):
     """Start train.py in an empty folder, as one process or as several by torchrun; returns a
     Popen.
     """
@@ -89,21 +96,11 @@ def start(tmp_path, cache):
         *overrides: str, script: str = "train.py", processes: int = 1, **env: str
     ) -> subprocess.Popen:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        fixed = [f"runtime.cache={cache}"] if script == "train.py" else []
-        if fixed and not any(o.startswith("logger=") for o in overrides):
-            fixed.append("logger=none")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
-        kept["ATTNLAB_KERNELS"] = str(cache_folder())
+        words, env = command(script, overrides, env)
         return subprocess.Popen(
-            [
-                sys.executable,
-                *(torchrun if processes > 1 else []),
-                str(ROOT / script),
-                *overrides,
-                *fixed,
-            ],
+            [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *words],
             cwd=tmp_path,
-            env={**kept, "HOME": str(tmp_path), **env},
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,13 +111,20 @@ def start(tmp_path, cache):
 
 
 @pytest.fixture
-def train(start):
-    """Run train.py to its end; returns (exit code, stdout, stderr)."""
+def train(start, command, tmp_path, tmp_path_factory):
+    """Run train.py to its end; returns (exit code, stdout, stderr). A process that needs an
+    environment of its own, or others beside it, is started from nothing.
+    """
 
-    def run(*overrides: str, **options) -> tuple[int, str, str]:
-        process = start(*overrides, **options)
-        out, err = process.communicate(timeout=900)
-        return process.returncode, out, err
+    def run(*overrides: str, script: str = "train.py", **options) -> tuple[int, str, str]:
+        if options:
+            process = start(*overrides, script=script, **options)
+            out, err = process.communicate(timeout=900)
+            return process.returncode, out, err
+        words, env = command(script, overrides, {})
+        written = tmp_path_factory.mktemp("written")
+        code = finish(ROOT / script, words, tmp_path, env, written)
+        return code, (written / "stdout").read_text(), (written / "stderr").read_text()
 
     return run
 

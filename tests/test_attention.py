@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import MODELS, config
+from conftest import MODELS, config, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +17,7 @@ from attnlab.models.attention.cog import CogAttention
 from attnlab.models.attention.dagpam import DualAttention
 from attnlab.models.attention.identity import IdentityAttention
 from attnlab.models.attention.neural import NeuralAttention
+from attnlab.models.transformer import build_model
 
 
 def algorithm_1(module: NeuralAttention, q, k, v, causal):
@@ -78,6 +79,8 @@ def test_equals_algorithm_1_in_values_and_gradients(options, n, heads, causal, s
 VARIANTS = {
     **{name: (name,) for name in MODELS},
     "expressive softmax_square": ("expressive", "model.form=softmax_square"),
+    "expressive at a temperature": ("expressive", "model.temperature=3.0"),
+    "expressive at a learned one": ("expressive_tempered", "model.temperature=0.4"),
     "dagpam per head": ("dagpam", "model.per_head=true", "model.lambda_minus=0.25"),
     "additive per head": ("additive", "model.per_head=true", "model.hidden=3"),
     "qk_norm with gain": ("qk_norm", "model.gain=true"),
@@ -169,7 +172,10 @@ def additive(module, query, keys):
 
 
 def expressive(module, query, keys):
-    squares = [float(query @ key) ** 2 for key in keys]
+    temperature = module.fixed_temperature
+    if module.temperature:
+        temperature = math.exp(module.temperature.log_value)
+    squares = [(float(query @ key) / temperature) ** 2 for key in keys]
     if module.form == "softmax_square":
         return softmax(squares)
     raw = [z / (1 + z) for z in squares]
@@ -410,7 +416,7 @@ def test_normalised_queries_and_keys_have_no_length(gain):
 
 def test_only_dot_product_layers_have_the_norm_of_the_body():
     for name in VARIANTS:
-        if name not in ("dot_product_wide", "qk_norm with gain") and "dot" not in name:
+        if name != "qk_norm with gain" and "dot" not in name:
             module = mechanism(name, "arch.qk_norm=rms_gain")
             assert module.state_dict().keys() == mechanism(name).state_dict().keys()
 
@@ -482,3 +488,24 @@ def test_gradients_by_differences(name, causal):
         return module(*x, causal=causal)
 
     assert torch.autograd.gradcheck(output, (inputs, *parameters))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_expressive_weights_start_between_0_and_1_in_the_fair_ladder(norm):
+    """In every layer z^2 / (1 + z^2) is below 0.1 and above 0.9 for at least 5 % of the pairs."""
+    cfg = config("experiment=ladder_fair", "model=expressive", f"arch.norm={norm}")
+    data = prepared(cfg)
+    net = build_model(cfg.arch, cfg.model, 0, **data.shape(cfg.arch)).eval()
+    seen = []
+
+    def look(_, args):
+        square = (args[0] @ args[1].mT).square()[..., torch.ones(64, 64).tril().bool()]
+        seen.append(square / (1 + square))
+
+    for block in net.blocks:
+        block.attention.mechanism.register_forward_pre_hook(look)
+    with torch.no_grad():
+        net(data.train().__getitems__([(0, i) for i in range(8)])[0])
+    assert len(seen) == 2
+    for part in seen:
+        assert (part < 0.1).float().mean() > 0.05 and (part > 0.9).float().mean() > 0.05

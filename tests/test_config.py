@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import yaml
 from conftest import MODELS, config
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from attnlab import cli
 from attnlab.config import compose
 from attnlab.config.messages import known_keys, unknown_key
+from attnlab.config.schema import ADDED_TO
 from attnlab.errors import BadInput
 
 DATA = sorted(p.stem for p in (compose.CONFIGS / "data").glob("*.yaml"))
@@ -36,6 +38,9 @@ BAD = [
     ("data=cifar", "did you mean cifar10?"),
     ("model.dprim=2", "model.dprim: unknown key; did you mean model.d_prime?"),
     ("+model.dprim=2", "model.dprim: unknown key; did you mean model.d_prime?"),
+    ("+switches.x=1", "+switches.x=1: protocol sets the switches; set keys"),
+    ("~model.mechanism", "~model.mechanism: cannot be left out"),
+    ("~model.foo", "model.foo: unknown key"),
     ("lr=3", "lr: unknown key; did you mean trainer.lr?"),
     ("model.d_prime=0", "model.d_prime=0: must be greater than or equal to 1"),
     ("model.d_prime=1.5", "model.d_prime=1.5: must be a valid integer"),
@@ -107,6 +112,27 @@ def test_same_configuration_same_folder():
         assert config(same).folder == base.folder
     others = ["seed=1", "trainer.lr=0.1", "model=dot_product", "protocol=released", "scale=smoke"]
     assert len({config(o).folder for o in others} | {base.folder}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "hash"), [("expressive", "fae07676"), ("dot_product_wide", "abf8bca1")]
+)
+def test_a_key_of_one_mechanism_that_came_later_leaves_older_runs_as_they_were(
+    model, hash, tmp_path
+):
+    """Their folders lack it, and are read as what they were; no other mechanism gets it."""
+    cfg = config("data=nt", "scale=smoke", f"model={model}")
+    assert cfg.hash == hash  # before the keys came
+    stored = cfg.model_dump()
+    for key in ADDED_TO[model]:
+        del stored["model"][key.removeprefix("model.")]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    assert compose.load(tmp_path) == cfg
+    other = config("data=nt", "scale=smoke", "model=dagpam")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(other.model_dump()))
+    assert compose.load(tmp_path) == other
+    newer = {"expressive": "model.temperature=2.0", "dot_product_wide": "model.ffn_layers=all"}
+    assert config("data=nt", "scale=smoke", f"model={model}", newer[model]).hash != hash
 
 
 @settings(max_examples=300)

@@ -88,7 +88,7 @@ def saturation_of(q, k, name="dot_product", causal=True):
     model = model_of(cfg, 300, 300, q.shape[-2])
     attention = model.blocks[0].attention
     attention.causal = causal
-    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    attention.split = lambda x, start: (q, k, torch.zeros_like(q))
     found = saturation(model, torch.zeros(2, q.shape[-2], dtype=torch.long))
     return {key.removeprefix("attention/0/"): value for key, value in found.items()}
 
@@ -125,7 +125,7 @@ def test_saturation_looks_at_few_queries_of_a_long_sequence():
     cfg = config("scale=smoke", "model=dot_product", "arch.layers=1")
     model = model_of(cfg, 300, 300, n)
     attention = model.blocks[0].attention
-    attention.split = lambda x: (q, k, torch.zeros_like(q))
+    attention.split = lambda x, start: (q, k, torch.zeros_like(q))
     scores = attention.mechanism.scores
     attention.mechanism.scores = lambda q, k: seen.append(scores(q, k)) or seen[-1]
     found = saturation(model, torch.zeros(1, n, dtype=torch.long))
@@ -343,7 +343,7 @@ def test_report_draws_what_depth_does(runs):
     root, last = runs
     (picture,) = (root / "report" / "figures").glob("depth_*.svg")
     assert ET.parse(picture).getroot().tag.endswith("svg")
-    residual, cosine, gradient, entropy = Page(root / "report" / "index.html").plots[1:]
+    residual, cosine, gradient, entropy = Page(root / "report" / "index.html").plots[-4:]
     dot = {trace["name"]: trace for trace in residual["data"] if trace.get("name")}
     assert dot.keys() == {f"{arm}, {what}" for arm in last for what in ("mean of 2", "step 0")}
     mean = dot["dagpam, mean of 2"]
@@ -365,12 +365,17 @@ def test_report_tells_what_depth_does(runs):
     text = (root / "report" / "report.md").read_text()
     lines = text[text.index("### Over depth") :].splitlines()
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
-    assert rows[0] == ["quantity", "model", "layer 0", "layer 1", "n"]
-    found = {tuple(row[:2]): row[2:] for row in rows[2:14]}
-    assert len(found) == 12 and found["row sum of weights", "dot_product"][0].startswith("1 [")
+    assert rows[0] == ["quantity", "model", "when", "layer 0", "layer 1", "n"]
+    found = {tuple(row[:3]): row[3:] for row in rows[2:26]}
+    assert len(found) == 24
+    assert found["row sum of weights", "dot_product", "trained"][0].startswith("1 [")
     mass = [row["attention/1/negative_mass"] for row in last["dagpam"]]
-    cell, n = found["share of negative weights", "dagpam"][1:]
+    cell, n = found["share of negative weights", "dagpam", "trained"][1:]
     assert cell.startswith(f"{fmean(mass):.3g} [") and n == "2" and fmean(mass) > 0
+    begins = [metrics(root / f"dagpam{seed}")[0] for seed in (0, 1)]
+    assert all(row["step"] == 0 for row in begins)
+    start = fmean(row["representation/1/rank_one_residual"] for row in begins)
+    assert found["rank-one residual", "dagpam", "step 0"][1].startswith(f"{start:.3g} [")
     assert "<h3>Over depth</h3>" in (root / "report" / "index.html").read_text()
 
 

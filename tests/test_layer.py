@@ -10,9 +10,20 @@ import torch
 from conftest import MODELS, config, model_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import HEADS, VARIANTS, WIDTH, mechanism
+from test_attention import (
+    HEADS,
+    PAIRWISE,
+    VARIANTS,
+    WIDTH,
+    configured,
+    loop,
+    mechanism,
+    one_head,
+    random_mask,
+)
 
 from attnlab import NeuralAttention
+from attnlab.benchmarks.generation import generation
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS
 from attnlab.inspection.generate import detokenize, generate, language_model
@@ -27,6 +38,55 @@ def test_public_names_wait_for_torch_and_need_no_hydra():
         "assert 'hydra' not in sys.modules; assert not hasattr(attnlab, 'nothing')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"d_prime": 0}, "d_prime=0: must be at least 1"),
+        ({"hidden": [4, 0]}, "hidden=0: must be at least 1"),
+        ({"activation": "swish"}, "activation=swish: must be one of relu"),
+    ],
+)
+def test_wrong_options_are_refused(options, said):
+    with pytest.raises(BadInput, match=said):
+        NeuralAttention(HEADS, WIDTH, **options)
+
+
+@pytest.mark.parametrize("per_head", [True, False])
+def test_names_of_parameters_stay(per_head):
+    """Saved models have them."""
+    module = NeuralAttention(HEADS, WIDTH, hidden=[4, 3], per_head=per_head, projection_bias=True)
+    layers = ["project_q", "project_k", *(f"score_network.{i}" for i in range(3))]
+    assert list(module.state_dict()) == [f"{x}.{y}" for x in layers for y in ("weight", "bias")]
+    assert {len(x) for x in module.state_dict().values()} == {HEADS if per_head else 1}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("causal", "padding"), [(True, True), (False, True), (True, False)])
+def test_masked_attention_is_the_equation_over_visible_keys(name, causal, padding):
+    """A loop over pairs, with key padding or a mask for each query, whatever hidden keys are."""
+    module = mechanism(name).double()
+    torch.manual_seed(3)
+    q, k, v = torch.randn(3, 2, HEADS, 4, WIDTH, dtype=torch.float64)
+    mask = torch.stack([random_mask((2, 4, 4), seed) for seed in (1, 2)]).unsqueeze(1)
+    mask = mask | torch.eye(4, dtype=torch.bool)
+    if padding:
+        mask = (torch.arange(4) < torch.tensor([[4], [2]]))[:, None, None]
+    visible = mask.expand(2, 1, 4, 4) & (torch.ones(4, 4).tril() > 0 if causal else True)
+    unseen = ~visible.any(2)[:, 0]
+    k, v = (x.masked_fill(unseen[:, None, :, None], 9.0) for x in (k, v))
+    equation = PAIRWISE[configured(name).model.mechanism]
+    with torch.no_grad():
+        out = module(q, k, v, causal=causal, mask=mask)
+        for b in range(2):
+            for head in range(HEADS):
+                weights = loop(
+                    equation, one_head(module, head), q[b, head], k[b, head], visible[b, 0]
+                )
+                torch.testing.assert_close(
+                    out[b, head], weights @ v[b, head], rtol=1e-9, atol=1e-11
+                )
 
 
 PADDED = st.tuples(st.integers(1, 6), st.integers(1, 5), st.booleans(), st.integers(0, 2**31))
@@ -126,7 +186,7 @@ LANGUAGE_MODELS = [
     *((name, "sinusoidal", "post") for name in MODELS),
     *(
         ("neural_d2", place, "pre")
-        for place in ("sinusoidal_released", "learned", "rotary", "none")
+        for place in ("sinusoidal_released", "learned", "rotary", "alibi", "none")
     ),
 ]
 
@@ -163,3 +223,9 @@ def test_generated_text_does_not_depend_on_the_cache(cache, tmp_path):
         with torch.no_grad():
             ids.append(int(model(torch.tensor([ids[-block:]]))[0, -1].argmax()))
     assert text == detokenize(tokenizer, ids)
+
+
+def test_the_benchmark_of_generation_generates_the_same():
+    cfg = config("model=neural_d2", "scale=smoke")
+    (row,) = generation({"neural_d2": cfg}, 6, torch.device("cpu"))
+    assert row["same_tokens"] and row["ratio_to_uncached"] > 0 and row["tokens"] == 6

@@ -57,14 +57,14 @@ def test_arms_start_equal_but_for_attention(data, model, layers):
     sizes = (300, 300, 64) if data == "pydocs" else (48, 10, 17)
     common = [f"data={data}", "scale=smoke", "seed=5"]
     key = config(f"model={model}").model.layers_key
-    chosen = [] if model == "dot_product_wide" else [f"model.{key}={layers}"]
+    chosen = [f"model.{key}={layers}"]
     baseline = model_of(config("model=dot_product", *common), *sizes).state_dict()
     arm = model_of(config(f"model={model}", *chosen, *common), *sizes).state_dict()
     assert baseline.keys() <= arm.keys()
     assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
     extra = arm.keys() - baseline.keys()
     assert extra or model not in NEURAL
-    own = ".ffn_extra." if model == "dot_product_wide" else ".mechanism."
+    own = ".ffn_extra." if model.startswith("dot_product_wide") else ".mechanism."
     assert all(own in key for key in extra)
 
 
@@ -128,6 +128,22 @@ def test_wide_ffn_has_more_parameters_than_the_score_network(scale, score_networ
     assert count["neural_d2"] - count["dot_product"] == score_network
     more = count["dot_product_wide"] - count["dot_product"]
     assert more == units * {"mini": 257, "paper": 1025}[scale] > score_network
+
+
+@pytest.mark.parametrize(
+    "words", [("scale=mini",), ("scale=paper",), ("experiment=rank_collapse",), ("arch.heads=2",)]
+)
+def test_a_wide_arm_for_dagpam_has_its_parameters_and_no_unit_to_spare(words):
+    """In every layer, at any size: (head width)^2 + 2 for daGPAM, 2 W + 1 for a hidden unit."""
+    count = {}
+    for model in ("dot_product", "dagpam", "dot_product_wide_dagpam"):
+        cfg = config(*words, f"model={model}")
+        with torch.device("meta"):
+            count[model] = parameter_counts(_bare(cfg, 300, 300, 64))["params"]
+    layers, unit = cfg.arch.layers, 2 * cfg.arch.width + 1
+    dagpam, wide = (count[m] - count["dot_product"] for m in list(count)[1:])
+    assert dagpam == layers * (cfg.arch.head_width**2 + 2)
+    assert dagpam <= wide < dagpam + layers * unit and wide % (layers * unit) == 0
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])

@@ -89,7 +89,7 @@ def finished(value: float, *overrides: str, seed: int, commit: str | None = None
     """A finished run as the report reads it."""
     result = {"status": "finished", "test/perplexity": value}
     composed_ = composed(*overrides) | {"seed": seed}
-    return Run(ROOT, composed_, result, {"git_commit": commit}, status="finished")
+    return Run(ROOT, ROOT, composed_, result, {"git_commit": commit}, status="finished")
 
 
 @functools.cache

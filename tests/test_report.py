@@ -149,7 +149,8 @@ def test_page_needs_no_network_and_its_links_lead_somewhere(trained, reported):
 
 
 def test_figures_are_png_and_svg(reported):
-    names = {f"curves_{data}_smoke_paper" for data in ("pydocs", "digits")}
+    kinds, sets = ("curves", "saturation"), ("pydocs", "digits")
+    names = {f"{kind}_{data}_smoke_paper" for kind in kinds for data in sets}
     names.add("figure1_pydocs_smoke_paper")
     files = list((reported / "figures").iterdir())
     assert {file.name for file in files} == {f"{n}.{k}" for n in names for k in ("png", "svg")}
@@ -232,7 +233,8 @@ def test_accuracy_is_compared_in_points(make, tmp_path):
     assert found["effect over dot product (95 % interval)"] == "+3.00 points [+2.25, +3.75]"
     assert found["published effect"] == "+3.00 points (table 5)"
     page = Page(tmp_path / "runs" / "report" / "index.html")
-    assert page.plots[0]["layout"]["xaxis"]["title"]["text"] == "epoch"
+    effects, curves = (plot["layout"]["xaxis"]["title"]["text"] for plot in page.plots[:2])
+    assert effects == "effect, points of accuracy (95 % intervals)" and curves == "epoch"
     assert (
         tmp_path / "runs" / "report" / "figures" / "figure10_cifar10_paper_paper.svg"
     ).is_file()
@@ -551,7 +553,7 @@ def test_levels_of_a_ladder_that_lack_an_accuracy_are_left_out(make, tmp_path):
     del result["test/copy_accuracy"]
     (folder / "result.json").write_text(json.dumps(result))
     text = written(tmp_path / "runs")
-    assert row(text, "16", "|   N", "Ladder")["dot_product"] == "50.00 (single)"
+    assert row(text, "16", "|   n", "Ladder")["dot_product"] == "50.00 (single)"
 
 
 def test_dead_scorers_are_drawn_where_one_arm_lacks_step_0(make, tmp_path):
@@ -714,7 +716,7 @@ def test_without_the_extra_it_says_what_to_install(trained, train, tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "plotly.py").write_text(broken)
     code, _, err = train(str(trained), script="scripts/report.py", PYTHONPATH="stub")
-    assert code == 2 and err == "error: the report needs plotly: pip install -e '.[report]'\n"
+    assert code == 2 and err == "error: the report needs plotly: pip install 'attnlab[report]'\n"
 
 
 MEASURE = """<script>

@@ -17,7 +17,7 @@ def reproduce(start, cache, *words):
 def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):
     long = ("trainer.max_steps=10000000", "trainer.epochs=null", "model=dot_product,neural_d2")
     code, out, err = reproduce(start, cache, "table3", "data=digits", *long, "seed=0,1")
-    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
+    assert code == 2 and "hours: add yes=true to start" in err.splitlines()[-1]
     assert "arms: 2, equal but for attention" in out
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| digits")]
     assert [row[1] for row in rows] == ["dot_product", "neural_d2"]
@@ -45,7 +45,7 @@ def test_experiments_that_share_a_run(start, cache, tmp_path):
     common = ("data=pydocs", "trainer.max_steps=10000000")
     words = ("table1", *common, "model=dot_product,neural_d2", "figure1", *common)
     code, out, err = reproduce(start, cache, *words)
-    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1]
+    assert code == 2 and "hours: add yes=true to start" in err.splitlines()[-1]
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| pydocs")]
     assert [(row[1], row[3]) for row in rows] == [("dot_product", "3"), ("neural_d2", "3")]
 
@@ -56,7 +56,7 @@ def test_epochs_and_kept_checkpoints_count(start, cache, image_rows, tmp_path):
     images = ("data=cifar10", f"data.path={image_rows}", "data.validation_size=20", "seed=0")
     words = ("figure1", "data=pydocs", *many, "table3", *images, *many, "model=dot_product")
     code, out, err = reproduce(start, cache, *words)
-    assert code == 2 and "hours: add --yes to start" in err.splitlines()[-1], err
+    assert code == 2 and "hours: add yes=true to start" in err.splitlines()[-1], err
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| ")]
     (image,) = (row for row in rows if row[0] == "| cifar10")
     text = next(row for row in rows if row[0] == "| pydocs")  # another one is its baseline

@@ -272,13 +272,6 @@ def test_keeps_the_newest_checkpoints_by_step_whatever_the_clock_says(cache, tmp
     assert checkpoint.load_newest(tmp_path / "checkpoints")["step"] == 6
 
 
-def test_a_folder_from_before_checkpoints_had_their_step_as_name_continues(finished):
-    _, folder = finished
-    newest(folder).rename(folder / "checkpoints" / "last.pt")
-    newest(folder).rename(folder / "checkpoints" / "previous.pt")
-    assert checkpoint.load_newest(folder / "checkpoints")["step"] == 4
-
-
 def test_a_damaged_best_checkpoint_is_found_before_training_goes_on(finished):
     cfg, folder = finished
     newest(folder).unlink()

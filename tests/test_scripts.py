@@ -100,7 +100,7 @@ def test_bad_arguments_are_one_clear_line(lm, train, script, words, message):
 
 
 def test_benchmark_writes_comparable_rows(train, tmp_path):
-    options = ("--case", "released_d2", "--n", "64", "--threads", "1", "--json", "rows.json")
+    options = ("case=released_d2", "n=64", "threads=1", "json=rows.json")
     code, out, err = train(*options, script="scripts/benchmark.py")
     assert code == 0, err
     rows = json.loads((tmp_path / "rows.json").read_text())
@@ -110,5 +110,5 @@ def test_benchmark_writes_comparable_rows(train, tmp_path):
         assert row["ms"] > 0 and row["ratio_to_sdpa"] > 0 and row["device"] and row["torch"]
         assert (row["n"], row["threads"], row["dtype"], row["causal"]) == (64, 1, "float32", True)
     assert sum(line.startswith("| 64 |") for line in out.splitlines()) == len(rows) / 2
-    code, _, err = train("--case", "d3", script="scripts/benchmark.py")
-    assert code == 2 and err.startswith("error: --case d3: must be among released_d2")
+    code, _, err = train("case=d3", script="scripts/benchmark.py")
+    assert code == 2 and err.startswith("error: case=d3: must be among released_d2")

@@ -11,7 +11,7 @@ from conftest import config
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from attnlab.config.schema import Symbols
+from attnlab.config.symbols import NT
 from attnlab.data.symbols import UNSCORED, SymbolData
 from attnlab.errors import BadInput
 from attnlab.report.collect import collect
@@ -29,7 +29,7 @@ TASKS = st.lists(
 def symbols(tasks, length, **sizes):
     fixed = {"name": "nt", "kind": "symbols", "n": 2, "tau": 1}
     sizes = {"train_size": 8, "eval_size": 12} | sizes
-    return Symbols(**fixed, ladder=tasks, sequence_length=length, **sizes)
+    return NT(**fixed, ladder=tasks, sequence_length=length, **sizes)
 
 
 @settings(max_examples=50)
@@ -114,7 +114,7 @@ def test_untrained_model_is_scored_at_chance_level(train, tmp_path):
     ("overrides", "message"),
     [
         (["data.tau=64"], "tau=64 must be less than data.sequence_length=64"),
-        (["data.ladder=[[4,2],[1,3]]"], "[1, 3]: N must be at least 2"),
+        (["data.ladder=[[4,2],[1,3]]"], "[n, tau]=[1, 3]: n=1 must be at least 2"),
         (["data.ladder=[[4,2],[4]]"], "data.ladder.1=[4]: List should have at least 2 items"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Weights & Biases as a mirror: whatever becomes of process, server or login, it ends up with
-each row once, and training does not wait for it. The server is a small one of our own.
+"""Weights & Biases and TensorBoard as mirrors: whatever becomes of process, server or login, both
+end up with each row once, and training does not wait. The server is a small one of our own.
 """
 
 import json
@@ -147,6 +147,20 @@ def mirrored(history: list[dict]) -> dict[int, dict]:
     }
 
 
+def events(folder: Path) -> dict[int, dict]:
+    """The scalars of all event files: for each step, its values; each must be there once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    found.Reload()
+    steps: dict[int, dict] = defaultdict(dict)
+    for key in found.Tags()["scalars"]:
+        for event in found.Scalars(key):
+            assert key not in steps[event.step]
+            steps[event.step][key] = event.value
+    return steps
+
+
 def row(number: int) -> tuple[str, int]:
     """The moment before a process writes its own row of that number."""
     return "open a metrics.jsonl", number
@@ -158,21 +172,27 @@ def kill(process: subprocess.Popen) -> tuple[str, str]:
     return process.communicate()
 
 
-def test_killed_offline_run_is_whole_in_one_offline_run(start, train, server, tmp_path):
+def test_killed_run_is_whole_in_one_offline_run_and_in_tensorboard(start, train, server, tmp_path):
     """First with a server that refuses, then with neither key nor terminal."""
-    folder = tmp_path / "run"
+    folder, both = tmp_path / "run", (*LONG[:-1], "logger=[wandb,tensorboard]")
     halts = Halts(tmp_path, row(61))
-    process = start(*LONG, **KEY, WANDB_BASE_URL="http://127.0.0.1:9", **halts.env)
+    process = start(*both, **KEY, WANDB_BASE_URL="http://127.0.0.1:9", **halts.env)
     halts.wait(process)
     assert time.time() - (folder / "env.json").stat().st_mtime < PATIENCE
     _, err = kill(process)
+    ahead = events(folder)
+    assert max(ahead) == 59  # written row by row, and beyond the checkpoint of step 40
     assert "\nW&B runs offline: http://127.0.0.1:9 does not answer\n" in err
     assert "\nW&B: offline, in run/wandb/offline-run-" in err
-    code, _, err = train(*LONG)
+    code, _, err = train(*both)
     assert code == 0 and err.count("W&B") == 1  # where it is
     assert "from step 40" in err  # 20 steps were to be done again
     rows = mirrored(offline_rows(folder))
     assert rows == record(folder)
+    assert events(folder) == {
+        step: {key: pytest.approx(value) for key, value in values.items()}
+        for step, values in rows.items()
+    }
     assert rows[120].keys() >= {"train/loss", "val/loss", "test/loss", "memory/peak_mib"}
 
     (directory,) = folder.glob("wandb/offline-run-*")

@@ -1,21 +1,23 @@
 """attnlab: experiments on attention mechanisms that are more expressive than the dot product.
 
-`NeuralAttention` and `neural_attention` are the layer and its function, for use in any model; they
-and torch are imported when they are asked for.
+`NeuralAttention` and `neural_attention` are the layer and its function, for use in any model;
+`load` gives an exported model. They and torch are imported when they are asked for.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attnlab.export.load import load
     from attnlab.kernels.api import neural_attention
     from attnlab.models.attention.neural import NeuralAttention
 
 __version__ = "0.1.0"
-__all__ = ["NeuralAttention", "neural_attention"]
+__all__ = ["NeuralAttention", "load", "neural_attention"]
 
 PUBLIC = {  # name -> the module that defines it
     "NeuralAttention": "attnlab.models.attention.neural",
+    "load": "attnlab.export.load",
     "neural_attention": "attnlab.kernels.api",
 }
 

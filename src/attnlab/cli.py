@@ -5,14 +5,11 @@ exit codes.
 that is wrong. Only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
-import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -25,21 +22,13 @@ from hydra.errors import (
 from hydra.types import RunMode
 
 from attnlab.config.compose import CONFIGS, compose_config, plain, run_path, sections
-from attnlab.config.messages import nearest, unknown_key, validate
+from attnlab.config.messages import known_keys, nearest, unknown_key, validate
 from attnlab.config.question import check_question
 from attnlab.config.tuning import check_tuning, is_tuning
-from attnlab.errors import (
-    BadInput,
-    FolderInUse,
-    Interrupted,
-    NonFinite,
-    OutOfResources,
-    PeerLost,
-)
+from attnlab.errors import BadInput
 from attnlab.runs.folder import RunFolder
-from attnlab.runtime.torchrun import REASON, first_to_say, local_rank
-
-FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
+from attnlab.runtime.exits import exit_on_failure
+from attnlab.runtime.torchrun import local_rank
 
 
 def guard(main: Callable[[], None]) -> None:
@@ -62,22 +51,6 @@ def guard(main: Callable[[], None]) -> None:
 def _refuse(message: str) -> None:
     """Report one line, where argparse would add a page of usage."""
     raise BadInput(f"{message}; options such as -m stand before all overrides; see --help")
-
-
-@contextlib.contextmanager
-def exit_on_failure():
-    """End the process with the exit code of a failure and one line per problem on stderr."""
-    try:
-        yield
-    except FAILURES as failure:
-        with first_to_say(type(failure).__name__) as speaks:
-            for line in str(failure).splitlines() if speaks else ():
-                print(f"error: {line}", file=sys.stderr, flush=True)
-        if REASON in os.environ:
-            Path(os.environ[REASON]).write_text(str(failure))
-        sys.exit(failure.exit_code)
-    except KeyboardInterrupt:  # before or after training, which has its own handling
-        sys.exit(128 + signal.SIGINT)
 
 
 def check(overrides: list[str], sweep: bool = False) -> None:
@@ -134,6 +107,10 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
 
 def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job. After a bad override it continues without that override."""
+    switches = [o for o in overrides if re.match(r"[+~]*switches\b", o)]
+    for override in switches:
+        yield f"{override}: protocol sets the switches; set keys, such as arch.positions"
+    overrides = [o for o in overrides if o not in switches]
     while True:
         try:
             composed = compose_config(overrides, hydra=True)
@@ -147,8 +124,9 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             key, _, value = culprit.lstrip("+~").partition("=")
             choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
             options = sorted(getattr(error, "options", None) or choices)
-            if culprit.startswith("~") and options:
-                yield f"{culprit}: cannot be left out; allowed: {', '.join(options)}"
+            if culprit.startswith("~") and (options or key in known_keys()):
+                allowed = f"; allowed: {', '.join(options)}" if options else ""
+                yield f"{culprit}: cannot be left out{allowed}"
             elif options and type(error) is not ConfigCompositionException:
                 near = nearest(value, options)
                 yield f"{culprit}: unknown {key}{near}; allowed: {', '.join(options)}"

@@ -45,18 +45,31 @@ def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
     """Errors: `ValueError` if mask is not boolean or does not broadcast to shape (B, H, N, M)."""
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, True where a key may be seen; got {mask.dtype}")
-    sizes = zip(reversed(mask.shape), reversed(shape), strict=False)
-    if mask.dim() > len(shape) or any(size not in (1, whole) for size, whole in sizes):
+    _check_broadcasts("mask", mask, shape)
+
+
+def check_bias(bias: Tensor, shape: tuple[int, ...]) -> None:
+    """Errors: `ValueError` if bias holds no real numbers or does not broadcast to (B, H, N, M)."""
+    if not bias.is_floating_point():
+        raise ValueError(f"bias must be a tensor of floating point numbers; got {bias.dtype}")
+    _check_broadcasts("bias", bias, shape)
+
+
+def _check_broadcasts(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
+    sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+    if x.dim() > len(shape) or any(size not in (1, whole) for size, whole in sizes):
         raise ValueError(
-            f"mask must broadcast to (B, H, N, M) = {tuple(shape)}; got {tuple(mask.shape)}"
+            f"{name} must broadcast to (B, H, N, M) = {tuple(shape)}; got {tuple(x.shape)}"
         )
 
 
-def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax over the last dimension of scores (..., N, M), in float32 or better; visible: a
-    boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.
+def masked_softmax(scores: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    """Softmax over the last dimension of scores + bias (..., N, M), in float32 or better; visible:
+    a boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.
     """
     scores = at_least_float32(scores)
+    if bias is not None:
+        scores = scores + bias
     if visible is None:
         return scores.softmax(-1)
     return scores.masked_fill(~visible, -math.inf).softmax(-1).masked_fill(~visible, 0)

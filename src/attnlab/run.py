@@ -13,11 +13,11 @@ from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.text import TextData
 from attnlab.errors import BadInput, FolderInUse, Interrupted
-from attnlab.models.transformer import Transformer, build_model, parameter_counts, try_mechanism
+from attnlab.models.transformer import parameter_counts, try_mechanism
 from attnlab.runs.environment import environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
-from attnlab.runs.tracking import Tracker
+from attnlab.runs.tracking import Tracker, check_trackers
 from attnlab.runtime import distributed
 from attnlab.runtime.device import choose_device, chosen_because
 from attnlab.runtime.signals import deaf_to_children
@@ -25,6 +25,7 @@ from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
+from attnlab.training.model import build
 from attnlab.training.resume import same_best, same_data, same_processes, with_history
 from attnlab.training.trainer import fit, total_steps
 from attnlab.training.update import precision
@@ -62,6 +63,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     result = distributed.broadcast_from_main(folder.result)
     if result is not None and not folder.moved:
         return result, True
+    check_trackers(cfg.logger)
     distributed.check_micro_batches(cfg.trainer)
     with distributed.main_process_first():
         data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
@@ -95,7 +97,8 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
     log.info("precision: %s", cfg.trainer.precision)
     tracker = Tracker(cfg, folder.path, env)
-    log.info("W&B: %s", tracker.place)
+    for name, place in tracker.places.items():
+        log.info("%s: %s", name, place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
     params = 0
     try:
@@ -158,11 +161,6 @@ def identity(cfg: Config) -> dict[str, Any]:
         "protocol": cfg.protocol,
         "hash": cfg.hash,
     }
-
-
-def build(cfg: Config, data: Data) -> Transformer:
-    """The configured model for this data set, on the CPU."""
-    return build_model(cfg.arch, cfg.model, cfg.seed, **data.shape(cfg.arch))
 
 
 def test(cfg: Config, data: Data, model: torch.nn.Module, path: Path) -> dict[str, float]:

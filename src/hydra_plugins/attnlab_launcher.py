@@ -23,9 +23,9 @@ class SweepLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Run the jobs; exits with the sweep's code if any did not finish."""
-        from attnlab.cli import exit_on_failure
         from attnlab.config.tuning import tuning_of
         from attnlab.errors import BadInput
+        from attnlab.runtime.exits import exit_on_failure
         from attnlab.sweeps.jobs import compose_jobs
         from attnlab.sweeps.tuning import tune, without_tuning
 

@@ -8,11 +8,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from attnlab.config.messages import validate
-from attnlab.config.schema import ADDED, Config
+from attnlab.config.schema import Config, added_keys
 from attnlab.config.types import valid_path
 from attnlab.errors import BadInput
 
-CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+# The root of a checkout; None where a wheel is installed, which has the configurations inside.
+CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]
+CONFIGS = (CHECKOUT or PACKAGE) / "configs"
 
 
 def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
@@ -63,7 +66,7 @@ def load(folder: Path, name: str = "run") -> Config:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
-    for key, before in ADDED.items():
+    for key, before in added_keys(OmegaConf.select(stored, "model.mechanism")).items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)
     return validate(plain(stored))

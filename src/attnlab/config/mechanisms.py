@@ -4,15 +4,18 @@
 when a model is built: the configuration is checked before torch is there.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field
 
-from attnlab.config.types import Count, Name, PositiveInt, Section
+from attnlab.config.types import Count, Name, Positive, PositiveInt, Section
 
 Layers = Literal["all", "inner"] | Annotated[list[Count], Field(min_length=1)]
 Backend = Literal["auto", "eager", "chunked", "cpp", "triton"]
+
+FUSED = "fused kernels take no bias of positions; use auto or eager"
 
 # Mechanisms without options: a new one is its file, a line here and a YAML in configs/model. One
 # with options is a section below, named in WithSection.
@@ -22,6 +25,7 @@ PLAIN = {
     "uniform": "uniform.UniformAttention",
     "identity": "identity.IdentityAttention",
 }
+UNBIASED = ("cog", "identity")  # of them: no softmax of a score that a bias can be added to
 
 
 class Mechanism(Section):
@@ -31,6 +35,11 @@ class Mechanism(Section):
     mechanism: str
     layers_key: ClassVar[str] = "layers"
     implementation: ClassVar[str]
+
+    @property
+    def without_bias(self) -> str | None:
+        """Why no bias of positions can be added to the mechanism's scores; None if it can."""
+        return None
 
     def arguments(self, arch) -> dict[str, Any]:
         """Keyword arguments of the implementation, beside heads and head width."""
@@ -61,6 +70,8 @@ class Mechanism(Section):
             )
         if len(set(layers)) < len(layers):
             yield f"{key}={layers}: a layer is named twice"
+        if arch.positions == "alibi" and self.without_bias:
+            yield f"arch.positions=alibi: {self.without_bias}"
 
     def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """Values of the keys that follow from other keys."""
@@ -84,11 +95,19 @@ class DotProduct(Mechanism):
 
 class DotProductWide(DotProduct):
     mechanism: Literal["dot_product_wide"]
-    ffn_extra: PositiveInt
+    ffn_extra: PositiveInt | None
+    ffn_layers: Layers
+    layers_key: ClassVar[str] = "ffn_layers"
 
     def ffn_extra_units(self, layer: int) -> int:
         """See `Mechanism`."""
-        return self.ffn_extra if layer == 0 else 0
+        return self.ffn_extra if layer in self.ffn_layers else 0
+
+    def defaults(self, arch, protocol: str) -> dict[str, Any]:
+        """See `Mechanism`."""
+        dagpam = arch.head_width**2 + 2  # parameters of a layer: W and a pair of lambdas
+        enough = math.ceil(dagpam / (2 * arch.width + 1))
+        return super().defaults(arch, protocol) | {"ffn_extra": self.ffn_extra or enough}
 
 
 class QKNorm(Mechanism):
@@ -114,6 +133,12 @@ class Neural(Mechanism):
     backend: Backend
     layers_key: ClassVar[str] = "neural_layers"
     implementation: ClassVar[str] = "neural.NeuralAttention"
+
+    @property
+    def without_bias(self) -> str | None:
+        """See `Mechanism`."""
+        fused = self.backend not in ("auto", "eager")
+        return f"model.backend={self.backend}: {FUSED}" if fused else None
 
     def contradictions(self, arch) -> Iterator[str]:
         """See `Mechanism`."""
@@ -142,6 +167,12 @@ class Additive(Mechanism):
     backend: Backend
     implementation: ClassVar[str] = "additive.AdditiveAttention"
 
+    @property
+    def without_bias(self) -> str | None:
+        """See `Mechanism`."""
+        fused = self.backend not in ("auto", "eager")
+        return f"model.backend={self.backend}: {FUSED}" if fused else None
+
     def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """See `Mechanism`."""
         return super().defaults(arch, protocol) | {"hidden": self.hidden or arch.head_width}
@@ -151,7 +182,16 @@ class Expressive(Mechanism):
     mechanism: Literal["expressive"]
     layers: Layers
     form: Literal["rational", "softmax_square"]
+    temperature: Positive
+    learn_temperature: bool
     implementation: ClassVar[str] = "expressive.ExpressiveAttention"
+
+    @property
+    def without_bias(self) -> str | None:
+        """See `Mechanism`."""
+        if self.form == "rational":
+            return "model.form=rational has no softmax whose scores take a bias of positions"
+        return None
 
 
 class Dagpam(Mechanism):
@@ -174,6 +214,13 @@ class Plain(Mechanism):
     def implementation(self) -> str:
         """See the module."""
         return PLAIN[self.mechanism]
+
+    @property
+    def without_bias(self) -> str | None:
+        """See `Mechanism`."""
+        if self.mechanism in UNBIASED:
+            return f"model.mechanism={self.mechanism} has no scores that take a bias of positions"
+        return None
 
 
 WithSection = DotProduct | DotProductWide | QKNorm | Neural | Additive | Expressive | Dagpam

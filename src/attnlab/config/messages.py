@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from attnlab.config.mechanisms import MECHANISMS, PLAIN
 from attnlab.config.schema import Config
+from attnlab.config.symbols import LEVELS
 from attnlab.errors import BadInput
 
 TAGS = {
@@ -16,6 +17,7 @@ TAGS = {
     "text",
     "image",
     "symbols",
+    *LEVELS,
     *MECHANISMS,
 }  # how pydantic names a section's variants
 
@@ -51,8 +53,9 @@ def checked(section: type[SomeSection], values: Any, name: str = "") -> SomeSect
 
 def _message(error: dict[str, Any]) -> tuple[str, str]:
     """The wrong key=value, and what is allowed."""
-    # pydantic puts the chosen variant's tag behind the section: data.text.path is data.path
-    loc = [str(p) for i, p in enumerate(error["loc"]) if not (i == 1 and p in TAGS)]
+    # pydantic puts the chosen variant's tags behind the section: data.symbols.nt.tau is data.tau
+    tags = {1: TAGS, 2: LEVELS if error["loc"][1:2] == ("symbols",) else ()}
+    loc = [str(p) for i, p in enumerate(error["loc"]) if p not in tags.get(i, ())]
     key = ".".join(p for p in loc if "[" not in p)
     if error["type"] == "value_error" and not loc:
         return "", str(error["ctx"]["error"])
@@ -101,7 +104,13 @@ def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[
         if not field.is_required():
             continue  # users do not set it
         yield prefix + name
-        variants = getattr(field.annotation, "__args__", (field.annotation,))
-        for variant in variants:
-            if isinstance(variant, type) and issubclass(variant, BaseModel):
-                yield from known_keys(variant, f"{prefix}{name}.")
+        for variant in _variants(field.annotation):
+            yield from known_keys(variant, f"{prefix}{name}.")
+
+
+def _variants(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections in an annotation, which may be a union of unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _variants(part)

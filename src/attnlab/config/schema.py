@@ -7,11 +7,12 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from attnlab.config.mechanisms import Model
+from attnlab.config.symbols import Symbols, Task
 from attnlab.config.types import (
     LARGEST,
     Count,
@@ -39,10 +40,23 @@ ADDED = {
     "trainer.on_nonfinite": "stop",
     "runtime.keep_checkpoints": 2,
     "runtime.tuning": False,
+    "logger.tensorboard": False,
     "arch.qk_norm": "none",
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
 }
+
+# The same for keys that only one mechanism has.
+ADDED_TO = {
+    "expressive": {"model.temperature": 1.0, "model.learn_temperature": False},
+    "dot_product_wide": {"model.ffn_layers": [0]},
+}
+
+
+def added_keys(mechanism: Any) -> dict[str, Any]:
+    """Those keys, with their values, in a configuration with this model.mechanism."""
+    return ADDED | ADDED_TO.get(str(mechanism), {})
+
 
 # Raised whenever a change of the code changes results; a run of another version is not resumed.
 CODE_VERSION = 3
@@ -58,7 +72,7 @@ class Body(Section):
     activation: Literal["relu", "gelu"]
     norm: Literal["post", "pre"]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "none"]
+    positions: Literal["sinusoidal", "sinusoidal_released", "learned", "rotary", "alibi", "none"]
     embedding_scale: bool
     embedding_residual: Annotated[int, Field(ge=0, le=2)]
     embedding_init: Literal["normal", "textbook"]
@@ -77,9 +91,6 @@ class LM(Body):
 class ViT(Body):
     body: Literal["vit"]
     patch_size: PositiveInt
-
-
-Task = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]  # [N, tau]
 
 
 class Text(Section):
@@ -114,27 +125,6 @@ class Image(Section):
     augment: Augment
 
 
-class Symbols(Section):
-    name: Literal["nt"]
-    kind: Literal["symbols"]
-    n: Annotated[int, Field(ge=2, le=LARGEST)]
-    tau: PositiveInt
-    ladder: Annotated[list[Task], Field(min_length=1)] | None
-    sequence_length: PositiveInt
-    train_size: PositiveInt
-    eval_size: PositiveInt
-
-    @property
-    def tasks(self) -> list[list[int]]:
-        """[N, tau] of each."""
-        return self.ladder or [[self.n, self.tau]]
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of symbols, plus one token for each task."""
-        return max(n for n, _ in self.tasks) + len(self.tasks)
-
-
 class Trainer(Section):
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
@@ -164,6 +154,7 @@ class Trainer(Section):
 class Logger(Section):
     mode: Literal["auto", "online", "offline", "disabled"]
     project: Name
+    tensorboard: bool
 
 
 class Runtime(Section):
@@ -179,7 +170,7 @@ class Runtime(Section):
 
 
 Arch = Annotated[LM | ViT, Field(discriminator="body")]
-Data = Annotated[Text | Image | Symbols, Field(discriminator="kind")]
+Data = Annotated[Text | Image | Task, Field(discriminator="kind")]
 
 
 class Config(Section):
@@ -207,7 +198,7 @@ class Config(Section):
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)
-        for key, before in ADDED.items():
+        for key, before in added_keys(self.model.mechanism).items():
             section, name = key.split(".")
             if kept.get(section, {}).get(name) == before:
                 del kept[section][name]
@@ -242,6 +233,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             f"arch.width={arch.width}: the head width arch.width / arch.heads must be even for "
             "arch.positions=rotary"
         )
+    if arch.positions == "alibi" and arch.body != "lm":
+        yield "arch.positions=alibi: is defined for causal attention (data of arch.body=lm)"
     if arch.body == "vit" and arch.embedding_init != "normal":
         yield (
             f"arch.embedding_init={arch.embedding_init}: a vit embeds patches by a linear layer, "
@@ -266,14 +259,7 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         if data.augment.jitter[3] > 0.5:
             yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
     if isinstance(data, Symbols):
-        for n, tau in data.tasks:
-            if n < 2:
-                yield f"data.ladder={data.ladder}: [N, tau]={[n, tau]}: N must be at least 2"
-            if tau >= data.sequence_length:
-                yield (
-                    f"data.{'ladder' if data.ladder else 'tau'}: tau={tau} must be less than "
-                    f"data.sequence_length={data.sequence_length}, or nothing is predicted"
-                )
+        yield from data.contradictions()
     else:
         embedded = data.name in ("pydocs", "digits")
         if embedded and data.path is not None:

@@ -1,8 +1,5 @@
-"""NT tasks, made on the fly: predict x_t = (x_{t-1} + x_{t-tau}) mod N.
-
-Our definition: arXiv 2407.18601 reports autoregressive tasks of growing difficulty, but what they
-were exactly is not known to us. A sequence is a token that names its task, tau random symbols, and
-then what follows from them; only what follows is predicted, so accuracy 1 can be reached.
+"""Sequences of symbols, made on the fly: a task of `attnlab.data.tasks`, or several levels of it
+in one stream, by turns.
 """
 
 import json
@@ -13,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.config.schema import Symbols
+from attnlab.config.symbols import Symbols, suffix
 from attnlab.data.cache import digest
+from attnlab.data.tasks import TASKS, UNSCORED
 from attnlab.runtime.seeding import derive_seed
-
-UNSCORED = -100  # a target that neither loss nor accuracy counts; torch's own default
 
 
 @dataclass
@@ -30,7 +26,7 @@ class SymbolData:
     @property
     def fingerprint(self) -> str:
         """Of what the sequences are made from."""
-        keys = ("tasks", "sequence_length", "train_size", "eval_size")
+        keys = ("tasks", "sequence_length", "train_size", "eval_size", *self.options.content)
         return digest(json.dumps([getattr(self.options, key) for key in keys]).encode())[:16]
 
     @property
@@ -73,13 +69,16 @@ class SymbolData:
         }
 
     def baselines(self, split: str) -> dict[str, float]:
-        """Accuracy by chance, and of repeating the last symbol; of each of several tasks too."""
+        """Accuracy by chance (see `Symbols.answers`), and of repeating the last symbol; of each of
+        several tasks too.
+        """
         dataset = self.evaluation(split)
         inputs, targets, task = dataset.__getitems__([(0, i) for i in range(len(dataset))])
         scored = targets != UNSCORED
-        sizes = torch.tensor([n for n, _ in self.options.tasks], dtype=torch.float64)
-        rows = torch.stack((scored.sum(-1) / sizes[task], (inputs == targets).sum(-1)))
-        chance, copied, count = torch.zeros(3, len(sizes), dtype=torch.float64).index_add_(
+        answers = [self.options.answers(task) for task in self.options.tasks]
+        answers = torch.tensor(answers, dtype=torch.float64)
+        rows = torch.stack((scored.sum(-1) / answers[task], (inputs == targets).sum(-1)))
+        chance, copied, count = torch.zeros(3, len(answers), dtype=torch.float64).index_add_(
             1, task, torch.cat((rows, scored.sum(-1)[None]))
         )
         return {
@@ -93,15 +92,13 @@ class SymbolData:
         if len(whole) > 1:
             shares = (part / whole).tolist()
             tasks = zip(self.options.tasks, shares, strict=True)
-            found |= {f"{name}_n{n}_tau{tau}": share for (n, tau), share in tasks}
+            found |= {name + suffix(self.options.level, task): share for task, share in tasks}
         return found
 
 
 @dataclass
 class Sequences:
-    """Item: inputs (B, L) and targets (B, L) one symbol later, task (B,). The symbols of all tasks
-    are 0 to N - 1; the first input is max N + the number of the task.
-    """
+    """Item: inputs (B, L), targets (B, L) with UNSCORED where nothing is predicted, task (B,)."""
 
     options: Symbols
     size: int
@@ -112,18 +109,11 @@ class Sequences:
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences of (epoch, index) keys, which alone decide them; tasks come in turn."""
-        tasks, length = self.options.tasks, self.options.sequence_length
-        task = np.array([index % len(tasks) for _, index in keys])
-        n, tau = np.array(tasks)[task].T
-        x = np.zeros((len(keys), length), dtype=np.int64)
-        for row, key in enumerate(keys):
-            random = np.random.default_rng(derive_seed("nt", *self.key, *key))
-            x[row, : tau[row]] = random.integers(n[row], size=tau[row])
-        for t in range(1, length):
-            follows = np.flatnonzero(t >= tau)
-            before = x[follows, t - tau[follows]]
-            x[follows, t] = (x[follows, t - 1] + before) % n[follows]
-        first = max(n for n, _ in tasks) + task
-        inputs = np.concatenate((first[:, None], x[:, :-1]), axis=1)
-        targets = np.where(np.arange(length) < tau[:, None], UNSCORED, x)
-        return tuple(map(torch.from_numpy, (inputs, targets, task)))
+        make, tasks = TASKS[self.options.name], self.options.tasks
+        numbers = [index % len(tasks) for _, index in keys]
+        made = []
+        for number, key in zip(numbers, keys, strict=True):
+            random = np.random.default_rng(derive_seed(self.options.name, *self.key, *key))
+            made.append(make(random, self.options, tasks[number], number))
+        inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
+        return inputs, targets, torch.tensor(numbers)

@@ -15,10 +15,10 @@ from attnlab.config.schema import Config
 from attnlab.data.loader import build_data
 from attnlab.errors import BadInput
 from attnlab.inspection.generate import language_model
-from attnlab.run import build
 from attnlab.runs.files import slug, write_atomic
 from attnlab.runtime.device import choose_device
 from attnlab.training import checkpoint
+from attnlab.training.model import build
 from attnlab.training.resume import same_data
 
 LONGEST = 200  # characters of a text in a message or a caption

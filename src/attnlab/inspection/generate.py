@@ -1,5 +1,6 @@
 """Text from a trained language model."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,11 +9,10 @@ from torch import Tensor
 from attnlab.config.schema import Config
 from attnlab.data.tokenizer import load_tokenizer
 from attnlab.errors import BadInput
-from attnlab.models.transformer import build_model
+from attnlab.models.transformer import Transformer, build_model
 from attnlab.training import checkpoint
 
 
-@torch.no_grad()
 def generate(
     cfg: Config,
     folder: Path,
@@ -46,13 +46,35 @@ def generate(
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
     block = cfg.data.sequence_length
     generator = torch.Generator().manual_seed(seed)
-    cache = model.new_cache()
+
+    def pick(logits: Tensor) -> int:
+        return sample(logits, temperature, top_k, generator)
+
+    return detokenize(tokenizer, continued(model, ids, tokens, block, pick))
+
+
+@torch.no_grad()
+def continued(
+    model: Transformer,
+    ids: list[int],
+    tokens: int,
+    block: int,
+    pick: Callable[[Tensor], int],
+    cached: bool = True,
+) -> list[int]:
+    """`ids` and `tokens` more, each picked from the logits (V,) that follow those before it.
+
+    block: how many of the last tokens the model sees. cached: keep keys and values up to this
+    length; without, each step computes all tokens, which gives the same logits.
+    """
+    ids, cache = list(ids), model.new_cache()
+    device = next(model.parameters()).device
     for _ in range(tokens):
-        if len(ids) > block:
+        if len(ids) > block or not cached:
             cache = model.new_cache()
         new = torch.tensor(ids[-block:][cache[0].tokens :], device=device)[None]
-        ids.append(sample(model(new, cache)[0, -1].float().cpu(), temperature, top_k, generator))
-    return detokenize(tokenizer, ids)
+        ids.append(pick(model(new, cache)[0, -1].float().cpu()))
+    return ids
 
 
 def language_model(cfg: Config, folder: Path, device: torch.device):

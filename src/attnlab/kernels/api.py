@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attnlab.errors import BadInput
 from attnlab.functional import (
+    check_bias,
     check_mask,
     constant_in_graphs,
     masked_softmax,
@@ -40,16 +41,19 @@ def neural_attention(
     project=None,
     backend: str = "auto",
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * A) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs 5-10).
+    """softmax(scale * A + bias) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs
+    5-10).
 
     q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
     its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear` from
     D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
     last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
-    (B, H, N, M); a query that sees no key gets 0. Returns (B, H, N, D) in the dtype of v.
+    (B, H, N, M); a query that sees no key gets 0. bias: of positions, broadcasts to
+    (B, H, N, M). Returns (B, H, N, D) in the dtype of v.
     backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
-    queries, (B, 1, 1, M), at the price of one more hidden unit; eager serves any.
+    queries, (B, 1, 1, M), at the price of one more hidden unit, and no bias; eager serves any.
     Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
     the named backend cannot serve, where auto takes the next one.
     """
@@ -61,8 +65,12 @@ def neural_attention(
     if mask is not None:
         check_mask(mask, (*q.shape[:3], k.shape[2]))
         padding = key_padding(mask, k.shape[2])
+    if bias is not None:
+        check_bias(bias, (*q.shape[:3], k.shape[2]))
     if backend != "eager":
         reason = score_network.unfusable
+        if not reason and bias is not None:
+            reason = "fused kernels take no bias of positions (arch.positions=alibi)"
         if not reason and mask is not None and padding is None:
             reason = "a mask that differs between queries: fused kernels take key padding"
         if not reason:
@@ -80,7 +88,7 @@ def neural_attention(
         _say(f"Neural Attention runs by the eager reference: {reason}")
     visible = visible_keys(q, k, causal, mask)
     with without_autocast(q):  # as precise as the kernels
-        weights = masked_softmax(score_network(q, k, project) * scale, visible)
+        weights = masked_softmax(score_network(q, k, project) * scale, visible, bias)
     return weights.to(v.dtype) @ v
 
 

@@ -10,6 +10,8 @@ it writes, so equal inputs give equal bits.
 from __future__ import annotations
 
 from attnlab.kernels.triton_scorer import (
+    LN2,
+    LOG2E,
     add_row_sums,
     exp2,
     head_net,
@@ -80,7 +82,7 @@ def forward_kernel(
             )
             best = new
     _store_tokens(out + bh * n * C.d, mixed / total[:, None], i, n, C)
-    tl.store(lse + bh * n + i, (best + tl.log2(total)) * 0.6931471805599453, mask=i < n)
+    tl.store(lse + bh * n + i, (best + tl.log2(total)) * LN2, mask=i < n)
 
 
 @jit
@@ -118,7 +120,7 @@ def backward_rows_kernel(
     dot = tl.sum(gradient.to(tl.float32) * result.to(tl.float32), 1)
     tl.store(delta + bh * n + i, dot, mask=i < n)
     # Rows beyond n: a probability of 2^-inf = 0.
-    level = tl.load(lse + bh * n + i, mask=i < n, other=float("inf")) * 1.4426950408889634
+    level = tl.load(lse + bh * n + i, mask=i < n, other=float("inf")) * LOG2E
     total = tl.zeros((C.rows, C.h_padded), tl.float32)
     free, end = _key_range(start, n, m, C)
     for masked in tl.static_range(2):
@@ -176,7 +178,7 @@ def backward_cols_kernel(
             if masked:
                 s = _mask(s, i[None, :], j[:, None], n, m, C)
             level = tl.load(lse + bh * n + i, mask=i < n, other=float("inf"))
-            p = exp2(s - (level * 1.4426950408889634)[None, :], C)
+            p = exp2(s - (level * LOG2E)[None, :], C)
             gradient = _tokens(grad_out + bh * n * C.d, i, n, C)
             mixed = tl.dot(p.to(gradient.dtype), gradient, mixed, input_precision="ieee")
             grad_p = tl.dot(values, tl.trans(gradient), input_precision="ieee")

@@ -17,6 +17,7 @@ ready for exp2.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,8 +27,9 @@ try:
 
     jit = triton.jit
     INTERPRETED = triton.knobs.runtime.interpret
+    LN2, LOG2E = tl.constexpr(math.log(2)), tl.constexpr(1 / math.log(2))
 except ImportError:
-    triton = tl = None
+    triton = tl = LN2 = LOG2E = None
     INTERPRETED = False
 
     def jit(function):
@@ -213,7 +215,7 @@ def add_row_sums(total, sums, partial, net, grad, pre, i, j, C: tl.constexpr, PA
             row = tl.sum(through, 1)
             if C.h2 > 1:
                 factor = tl.load(net.weight + t * C.h + r) * tl.load(net.out_weight + t)
-                row *= factor * 0.6931471805599453
+                row *= factor * LN2
             if C.h <= 16:
                 total += tl.where(tl.arange(0, total.shape[1]) == r, row[:, None], 0.0)
             else:

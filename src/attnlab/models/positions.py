@@ -1,9 +1,11 @@
-"""Position encodings: absolute ones, added to the embedding of each token, and rotary ones."""
+"""Position encodings: absolute ones, added to the embedding of each token; rotary ones; ALiBi."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+from attnlab.functional import at_least_float32
 
 
 def sinusoid(tokens: int, width: int) -> Tensor:
@@ -33,7 +35,7 @@ def sinusoid_released(tokens: int, width: int) -> Tensor:
 class Positions(nn.Module):
     """x -> residual * x + dropout(scale * x + P), x (B, N, width).
 
-    P by arch.positions: sinusoidal, sinusoidal_released, learned; none and rotary add none.
+    P by arch.positions: sinusoidal, sinusoidal_released, learned; the others add none.
     scale: sqrt(width) or 1 (arch.embedding_scale); residual: arch.embedding_residual, 0 in the
     textbook; the released code adds x once or twice more.
     """
@@ -87,3 +89,24 @@ class Rotary(nn.Module):
         )
         turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
         return turned.flatten(-2).to(x.dtype)
+
+
+class Alibi(nn.Module):
+    """Attention with linear biases (Press et al., arXiv 2108.12409): a score gets -m_h times the
+    distance of key and query, for causal attention. Head h = 1, ..., H has m_h = 2^(-8h/H); where
+    H is no power of two, heads up to the power K below it have those of K, and the others the
+    1st, 3rd, ... of 2K, as in the released code.
+    """
+
+    def __init__(self, heads: int):
+        super().__init__()
+        power = 2 ** int(math.log2(heads))
+        slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
+        slopes += [2 ** (-4 * h / power) for h in range(1, 2 * (heads - power), 2)]
+        slopes = torch.tensor(slopes).view(-1, 1, 1)
+        self.register_buffer("slopes", slopes, persistent=False)  # (H, 1, 1)
+
+    def forward(self, queries: int, keys: int) -> Tensor:
+        """(H, N, M): the bias of N queries, the last of which is the last of M keys."""
+        places = torch.arange(keys, device=self.slopes.device)
+        return at_least_float32(self.slopes) * (places - places[keys - queries :, None])

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from attnlab.config.mechanisms import DotProduct, Mechanism
 from attnlab.config.schema import Body
+from attnlab.errors import BadInput
 from attnlab.models.attention import build_attention
-from attnlab.models.positions import Positions, Rotary
+from attnlab.models.positions import Alibi, Positions, Rotary
 from attnlab.runtime.seeding import derive_seed
 
 FFN_ACTIVATION = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -59,6 +60,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(arch.width, arch.width, bias=False)
         rotary = arch.positions == "rotary"
         self.rotary = Rotary(tokens, arch.head_width) if rotary else None
+        self.alibi = Alibi(arch.heads) if arch.positions == "alibi" else None
 
     def split(self, x: Tensor, start: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, W) -> queries, keys and values, each (B, H, N, D); start: the position of the
@@ -69,12 +71,17 @@ class SelfAttention(nn.Module):
             (q, k, v) if self.rotary is None else (self.rotary(q, start), self.rotary(k, start), v)
         )
 
+    def bias(self, queries: int, keys: int) -> Tensor | None:
+        """(H, N, M): what positions add to the scores of the last N of M tokens, if anything."""
+        return self.alibi(queries, keys) if self.alibi else None
+
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """(B, N, W) -> (B, N, W). With a cache x holds the tokens behind those in it."""
         q, k, v = self.split(x, cache.tokens if cache else 0)
         if cache:
             k, v = cache.extended(k, v)
-        mixed = self.mechanism(q, k, v, causal=self.causal)
+        bias = self.bias(q.shape[-2], k.shape[-2])
+        mixed = self.mechanism(q, k, v, causal=self.causal, bias=bias)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
@@ -220,10 +227,16 @@ def build_mechanism(arch: Body, model: Mechanism, layer: int) -> nn.Module:
 def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
     """Send one token through the configured mechanism, which also builds the kernels it needs.
 
-    Errors: `BadInput` if model.backend cannot serve here.
+    Errors: `BadInput` if model.backend cannot serve here, or the mechanism not arch.positions,
+    which the schema knows of those that are shipped.
     """
     token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
     mechanism = build_attention(model, arch).to(device)
+    if arch.positions == "alibi" and not mechanism.takes_bias:
+        raise BadInput(
+            f"arch.positions=alibi: model.mechanism={model.mechanism} has no scores that take a "
+            "bias of positions (takes_bias)"
+        )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         mechanism(token, token, token, causal=arch.body == "lm")
 

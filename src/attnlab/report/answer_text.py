@@ -4,8 +4,7 @@ from attnlab.report import statistics
 from attnlab.report.compare import Comparison
 from attnlab.report.questions import Answer, Contrast
 from attnlab.report.rules import conclusion
-from attnlab.report.table import DASH, Table
-from attnlab.report.tables import effect_text
+from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.report.verdicts import Verdict, verdict
 
 MORE = {"better": "larger", "worse": "smaller", "no difference shown": "undecided"}

@@ -14,14 +14,13 @@ from typing import Any
 
 import yaml
 
-from attnlab.config.schema import ADDED
+from attnlab.config.schema import added_keys
 from attnlab.errors import BadInput
 from attnlab.report import archive
-from attnlab.report.table import Table
 from attnlab.runs.files import flatten
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
-INSIDE_A_RUN = {"checkpoints", "wandb", "attention"}
+INSIDE_A_RUN = {"checkpoints", "wandb", "tensorboard", "attention"}
 # What a report asks of every configuration, whatever version of the schema wrote it: the kind of
 # a value, or the values it may have.
 NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "trainer.select_on")
@@ -204,7 +203,8 @@ def _yaml(file: Path) -> Any:
 
 def _checked(content: Any) -> dict[str, Any]:
     """A run's configuration with dotted keys. Errors: ValueError if it is none."""
-    config = ADDED | flatten(content) if isinstance(content, dict) else {}
+    config = flatten(content) if isinstance(content, dict) else {}
+    config = added_keys(config.get("model.mechanism")) | config
     if missing := sorted(NEEDED.keys() - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
     for key, allowed in NEEDED.items():
@@ -274,53 +274,3 @@ def _cause(run: Run, last: int | None, failed: str) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
-
-
-COLUMNS = {
-    "data": "data",
-    "model": "model",
-    "seed": "seed",
-    "scale": "scale",
-    "protocol": "protocol",
-    "status": "status",
-    "test/perplexity": "test perplexity",
-    "test/unigram_perplexity": "unigram",
-    "test/accuracy": "test accuracy",
-    "test/chance_accuracy": "chance",
-    "test/copy_accuracy": "copy",
-    "dead_scorer": "dead scorer",
-    "params": "parameters",
-    "tokens_per_s": "tokens/s",
-    "samples_per_s": "samples/s",
-    "peak_memory_mib": "peak MiB",
-    "wall_s": "s",
-}
-ORDER = ("data", "scale", "model", "seed")
-
-
-def markdown(runs: list[Run]) -> str:
-    """One Markdown table of all runs, without columns that no run fills."""
-    rows = sorted(map(_summary, runs), key=lambda row: [row[key] for key in ORDER])
-    keys = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
-    cells = [[_shown(row.get(key)) for key in keys] for row in rows]
-    return Table({COLUMNS[key]: "text" for key in keys}, cells).markdown()
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    health = [v for k, v in run.result.items() if k.endswith("/dead_scorer")]
-    return {
-        **run.result,
-        "data": run.config.get("data.name", f"{run.folder}: {run.cause}"),
-        "model": run.config.get("model.name", ""),
-        "seed": run.config.get("seed", 0),
-        "scale": run.config.get("scale", ""),
-        "protocol": run.config.get("protocol", ""),
-        "status": run.status,
-        "dead_scorer": max(health, default=None),  # of the layer with most of them
-    }
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)

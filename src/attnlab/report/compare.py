@@ -9,7 +9,7 @@ from typing import Any
 from attnlab.config.schema import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.setting import arm_changes
+from attnlab.report.naming import arm_changes
 from attnlab.runs.files import slug as slug_of
 
 NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper

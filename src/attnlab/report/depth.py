@@ -8,7 +8,7 @@ from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.curves import MOST_ARMS, Curve, Line, style
 from attnlab.report.statistics import Summary, summarize
-from attnlab.report.table import DASH, Table
+from attnlab.report.tables import DASH, Table
 
 INPUT = -1  # the place of what enters the first block, before layer 0
 GRADIENT = "gradient norm of query weights"  # spans decades: means and intervals of its logarithm
@@ -116,22 +116,36 @@ def _summary(rows: list[Row], label: str, place: int) -> Summary | None:
 
 
 def table(comparison: Comparison) -> Table:
-    """First, middle and last layer in the last evaluation, every arm below the same quantity."""
-    arms = [(arm, rows) for arm in comparison.arms if (rows := _ends(arm))]
+    """First, middle and last layer, at initialisation and in the last evaluation, every arm below
+    the same quantity.
+    """
+    arms = [
+        (arm, when, rows)
+        for arm in comparison.arms
+        for when, rows in (("step 0", _begins(arm)), ("trained", _ends(arm)))
+        if rows and _ends(arm)
+    ]
     layers = comparison.config["arch.layers"]
     places = sorted({0, layers // 2, layers - 1})
     mass = (SIGNED["share of negative weights"].format(layer) for layer in range(layers))
-    signed = any(row.get(key) for key in mass for _, rows in arms for row in rows)
+    signed = any(row.get(key) for key in mass for _, _, rows in arms for row in rows)
     columns = {
         "quantity": "text",
         "model": "text",
+        "when": "text",
         **{f"layer {place}": "number" for place in places},
         "n": "number",
     }
     rows = [
-        [label, arm.label, *(_cell(_summary(ends, label, p)) for p in places), str(len(ends))]
+        [
+            label,
+            arm.label,
+            when,
+            *(_cell(_summary(found, label, p)) for p in places),
+            str(len(found)),
+        ]
         for label in (DRAWN | SIGNED if signed else DRAWN)
-        for arm, ends in arms
+        for arm, when, found in arms
     ]
     return Table(columns, rows)
 

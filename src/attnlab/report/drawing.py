@@ -6,7 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from attnlab.errors import BadInput
-from attnlab.report import depth, figures, forest, health, interactive, published, setting
+from attnlab.report import depth, figures, forest, health, interactive, naming, published
 from attnlab.report.compare import Comparison
 from attnlab.report.curves import curves, saturation_curves
 from attnlab.report.forest import Forest
@@ -41,7 +41,7 @@ def curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
     found = curves(comparison)
     if found is None:
         return []
-    source = setting.source(comparison.config["data.name"])
+    source = naming.source(comparison.config["data.name"])
     number = published.EXPERIMENTS[source].figure if source else None
     name = f"figure{number}" if number else "curves"
     file = f"figures/{name}_{comparison.slug}"

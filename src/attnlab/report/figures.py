@@ -238,9 +238,7 @@ def plot_ladder(ladder: Ladder, stem: Path) -> None:
             axis.text(j, i, text, ha="center", va="center", weight=weight, **look)
     names = [textwrap.fill(arm, 14) for arm in arms]
     axis.set_xticks(range(len(arms)), names, fontsize=11)
-    axis.set_yticks(
-        range(len(levels)), [f"N = {n}, tau = {tau}" for n, tau in levels], fontsize=11
-    )
+    axis.set_yticks(range(len(levels)), ladder.names, fontsize=11)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     figure.colorbar(image, label="test accuracy, %, lowest seed", shrink=0.9)

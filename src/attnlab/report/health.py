@@ -6,7 +6,7 @@ from statistics import fmean
 from attnlab.report import naming
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.statistics import share_interval
-from attnlab.report.table import DASH, Table
+from attnlab.report.tables import DASH, Table
 
 MANY = 10  # with at least so many runs, the share of dead ones has an interval and a figure
 

@@ -70,7 +70,7 @@ def ladder_plot(ladder: Ladder) -> str:
     figure = go.Figure(
         go.Heatmap(
             x=arms,
-            y=[f"N = {n}, tau = {tau}" for n, tau in levels],
+            y=ladder.names,
             z=z,
             zmin=0,
             zmax=100,

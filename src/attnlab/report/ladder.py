@@ -1,34 +1,46 @@
-"""Which levels of the NT tasks each arm solves: comparisons that differ in N and tau together."""
+"""Which levels of a task each arm solves: comparisons that differ in its level together."""
 
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from attnlab.config.symbols import LEVELS, suffix
 from attnlab.report import naming
 from attnlab.report.compare import Arm, Comparison, shared
-from attnlab.report.table import DASH, Table
+from attnlab.report.tables import DASH, Table
 
 SOLVED = 0.999  # accuracy, of every seed
-LEVEL = {"data.n", "data.tau"}
+LEVEL = {f"data.{key}" for level in LEVELS.values() for key in level}
 ACCURACIES = ("accuracy", "chance_accuracy", "copy_accuracy")  # in result.json
 
-Level = tuple[int, int]  # N, tau
+Level = tuple[int, int]
 
 
 @dataclass
 class Ladder:
-    """accuracy: arm -> level -> test accuracies, one a seed. trivial: level -> accuracy by chance
-    and of repeating the last symbol.
+    """task: data.name. accuracy: arm -> level -> test accuracies, one a seed. trivial: level ->
+    accuracy by chance and of repeating the last symbol.
     """
 
     title: str
     slug: str
+    task: str
     accuracy: dict[str, dict[Level, list[float]]] = field(default_factory=dict)
     trivial: dict[Level, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def levels(self) -> list[Level]:
-        """All, by N and then tau."""
+        """All, by the first key and then the second."""
         return sorted({level for found in self.accuracy.values() for level in found})
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """What the two numbers of a level are called."""
+        return LEVELS[self.task]
+
+    @property
+    def names(self) -> list[str]:
+        """One for each of `levels`."""
+        return [", ".join(map("{} = {}".format, self.keys, level)) for level in self.levels]
 
     def lowest(self, arm: str, level: Level) -> float | None:
         """Accuracy of an arm's lowest seed, in percent; None without a run."""
@@ -40,10 +52,12 @@ class Ladder:
         found = self.accuracy[arm].get(level, [])
         return bool(found) and min(found) >= SOLVED
 
-    def reached(self, arm: str, n: int) -> int | None:
-        """The highest tau that an arm reaches by climbing: it and all below it are solved."""
+    def reached(self, arm: str, first: int) -> int | None:
+        """The highest second number that an arm reaches by climbing beside a first one: it and all
+        below it are solved.
+        """
         highest = None
-        for level in (level for level in self.levels if level[0] == n):
+        for level in (level for level in self.levels if level[0] == first):
             if not self.solved(arm, level):
                 break
             highest = level[1]
@@ -51,10 +65,10 @@ class Ladder:
 
 
 def ladders(comparisons: list[Comparison]) -> list[Ladder]:
-    """A ladder for each group of comparisons on symbols that agree in all but N and tau."""
+    """A ladder for each group of comparisons on symbols that agree in all but the level."""
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
-        if comparison.config["data.kind"] == "symbols":
+        if comparison.config["data.name"] in LEVELS:
             rest = {k: v for k, v in shared(comparison.config).items() if k not in LEVEL}
             groups.setdefault(naming.frozen(rest), []).append(comparison)
     titles = naming.titles(
@@ -65,7 +79,7 @@ def ladders(comparisons: list[Comparison]) -> list[Ladder]:
 
 
 def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
-    ladder = Ladder(title, slug)
+    ladder = Ladder(title, slug, group[0].config["data.name"])
     arms: dict[str, list[Arm]] = {}
     for comparison in group:
         for arm in comparison.arms:
@@ -75,32 +89,33 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
     for label, members in arms.items():
         levels = ladder.accuracy[label] = {}
         for run in (run for arm in members for run in arm.counted.values()):
-            tasks = run.config["data.ladder"] or [[run.config["data.n"], run.config["data.tau"]]]
-            for n, tau in tasks:
-                suffix = f"_n{n}_tau{tau}" if len(tasks) > 1 else ""
-                keys = [f"test/{kind}{suffix}" for kind in ACCURACIES]
+            single = [run.config[f"data.{key}"] for key in ladder.keys]
+            tasks = run.config["data.ladder"] or [single]
+            for level in map(tuple, tasks):
+                end = suffix(ladder.keys, level) if len(tasks) > 1 else ""
+                keys = [f"test/{kind}{end}" for kind in ACCURACIES]
                 if not run.result.keys() >= set(keys):
                     continue
                 found, *trivial = (run.result[key] for key in keys)
-                levels.setdefault((n, tau), []).append(found)
-                ladder.trivial[n, tau] = tuple(trivial)
+                levels.setdefault(level, []).append(found)
+                ladder.trivial[level] = tuple(trivial)
     return ladder
 
 
 def table(ladder: Ladder) -> Table:
     """A row for each level: the trivial accuracies, and each arm's mean with its lowest seed; then
-    the level that each arm reaches, for every N.
+    the level that each arm reaches, for every first number.
     """
-    columns = {"N": "number", "tau": "number", "chance, %": "number", "copy, %": "number"}
+    columns = dict.fromkeys((*ladder.keys, "chance, %", "copy, %"), "number")
     columns |= dict.fromkeys(ladder.accuracy, "number")
     rows = []
-    for n, tau in ladder.levels:
-        cells = [_cell(ladder, arm, (n, tau)) for arm in ladder.accuracy]
-        rows.append([str(n), str(tau), *map(_percent, ladder.trivial[n, tau]), *cells])
-    for n in sorted({n for n, _ in ladder.levels}):
-        reached = [ladder.reached(arm, n) for arm in ladder.accuracy]
-        said = ["none" if tau is None else f"tau = {tau}" for tau in reached]
-        rows.append([str(n), "reached", "", "", *said])
+    for level in ladder.levels:
+        cells = [_cell(ladder, arm, level) for arm in ladder.accuracy]
+        rows.append([*map(str, level), *map(_percent, ladder.trivial[level]), *cells])
+    for first in sorted({first for first, _ in ladder.levels}):
+        reached = [ladder.reached(arm, first) for arm in ladder.accuracy]
+        said = ["none" if high is None else f"{ladder.keys[1]} = {high}" for high in reached]
+        rows.append([str(first), "reached", "", "", *said])
     return Table(columns, rows)
 
 
@@ -120,11 +135,16 @@ def _percent(share: float) -> str:
 
 def note(ladder: Ladder) -> str:
     """What the table means."""
-    return (
-        "NT(N, tau), our definition of the task: x_t = (x_{t-1} + x_{t-tau}) mod N; accuracy in "
-        "percent of the symbols that follow from the first tau, the best checkpoint on test "
-        "sequences, mean over seeds. A level is solved if every seed reaches "
-        f"{100 * SOLVED:g} %; then the mean stands alone. `reached`: the highest tau such that it "
-        "and all smaller ones are solved. Copy: repeating the last symbol. There are N^tau "
-        "different sequences, so at low levels test sequences occur in training too."
+    said = (
+        f"Task {ladder.task} (docs/tasks.md): accuracy in percent of the symbols that the history "
+        "determines, the best checkpoint on test sequences, mean over seeds. A level is solved if "
+        f"every seed reaches {100 * SOLVED:g} %; then the mean stands alone. `reached`: the "
+        f"highest {ladder.keys[1]} such that it and all smaller ones are solved. Copy: repeating "
+        "the last symbol."
     )
+    if ladder.task == "nt":
+        said += (
+            " There are n^tau different sequences, so at low levels test sequences occur in "
+            "training too."
+        )
+    return said

@@ -1,13 +1,45 @@
-"""Names of arms and comparisons: what sets each apart from the others, and nothing more."""
+"""Arms and comparisons: what sets each apart from the others, in its name and from the paper's
+experiment, and which published effect is shown with it.
+"""
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from attnlab.report.setting import typed
+from pydantic import TypeAdapter
 
+from attnlab.config.compose import CONFIGS, compose_config, plain
+from attnlab.config.mechanisms import Mechanism, Model
+from attnlab.config.schema import PER_ARM, Arch, Body
+from attnlab.report import published
+
+# Section 4 of the paper, by body: what its numbers were measured with.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "lm": {
+        "arch.layers": 8,
+        "arch.heads": 8,
+        "arch.width": 512,
+        "data.sequence_length": 1024,
+        "trainer.batch_size": 16,
+        "trainer.max_steps": 1_000_000,
+    },
+    "vit": {
+        "arch.layers": 12,
+        "arch.heads": 8,
+        "arch.width": 768,
+        "arch.patch_size": 8,
+        "data.image_size": 224,
+        "trainer.batch_size": 32,
+        "trainer.epochs": 350,
+        "trainer.max_steps": None,
+    },
+}
+SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
 MOST_KEYS = 4  # named in a title
+ORIENTATION = {"wikitext2": "wikitext103"}  # the same test text, a fiftieth of the training text
 
 
 def frozen(values: dict[str, Any]) -> str:
@@ -49,6 +81,115 @@ def _title(config: dict[str, Any], keys: list[str]) -> str:
     return kind(config) + (f" ({', '.join(said)})" if said else "")
 
 
+def typed(value: Any) -> str:
+    """A value as one types it on the command line."""
+    return json.dumps(value, default=str).strip('"')
+
+
 def natural(text: str) -> list:
     """A sort key under which d_prime=4 comes before d_prime=16."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def source(data: str) -> str | None:
+    """The published data set whose numbers stand beside those on `data`, or None."""
+    name = ORIENTATION.get(data, data)
+    return name if name in published.EXPERIMENTS else None
+
+
+def deviations(config: dict[str, Any]) -> list[str]:
+    """Where a run's data, sizes and budget are not the published ones: `key=ours instead of
+    theirs`.
+
+    The name of a data set says nothing of its content, and the number of words in the paper's is
+    not known to us. So published data is what the shipped configuration takes from the hub: a
+    local copy may be the same, but nothing shows it.
+    """
+    return _differences(config, _hub_data(config["data.name"]) | PUBLISHED[config["arch.body"]])
+
+
+def _hub_data(name: str) -> dict[str, Any]:
+    """Where the shipped configuration of a data set has it from; empty without a published one."""
+    if source(name) is None:
+        return {}
+    data = _composed(f"data={name}")["data"]
+    return {f"data.{key}": data[key] for key in ("path", "config")}
+
+
+def arm_changes(config: dict[str, Any]) -> dict[str, Any]:
+    """Keys in which a run's arm is not what is shipped under its name, with the shipped values: of
+    configs/model, as the protocol changes it. Empty for a name that is not shipped.
+    """
+    if not is_shipped(config["model.name"]):
+        return {}
+    arch, model = _shipped(config["model.name"], config["arch.body"], config["protocol"])
+    sizes = {name: config[f"arch.{name}"] for name in ("layers", "heads", "width")}
+    arch = arch.model_copy(update=sizes)
+    expected = _values(model.resolved(arch, config["protocol"]))
+    if config["protocol"] == "released":
+        expected |= {key: getattr(arch, key.removeprefix("arch.")) for key in PER_ARM}
+    if "model.hidden" in expected:  # null there: it follows from other keys, as the run has them
+        followed = {"d_prime": config["model.d_prime"]} if "model.d_prime" in config else {}
+        follows = model.model_copy(update=followed).resolved(arch, config["protocol"])
+        expected["model.hidden"] = follows.hidden
+    return {k: v for k, v in expected.items() if k in config and config[k] != v}
+
+
+def arm_deviations(config: dict[str, Any]) -> list[str]:
+    """`arm_changes` as text: `key=ours instead of theirs`."""
+    return _differences(config, arm_changes(config))
+
+
+def is_shipped(name: str) -> bool:
+    """Whether configs/model has an arm of this name."""
+    return (CONFIGS / "model" / f"{name}.yaml").is_file()
+
+
+@functools.cache
+def _shipped(name: str, body: str, protocol: str) -> tuple[Body, Mechanism]:
+    """The sections arch and model that a run of this arm gets, before defaults are put in."""
+    data = {"lm": "wikitext103", "vit": "cifar10"}[body]
+    composed = _composed(f"model={name}", f"data={data}", f"protocol={protocol}")
+    arch, model = (TypeAdapter(kind).validate_python(composed[key]) for kind, key in SECTIONS)
+    return arch, model
+
+
+def _composed(*overrides: str) -> dict[str, Any]:
+    return plain(compose_config(list(overrides)))
+
+
+def _values(model: Mechanism) -> dict[str, Any]:
+    """Dotted keys of what can change a result."""
+    return {f"model.{k}": v for k, v in model.model_dump(exclude={"backend"}).items()}
+
+
+def _differences(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    return [
+        f"{key}={typed(config.get(key))} instead of {typed(value)}"
+        for key, value in expected.items()
+        if config.get(key) != value
+    ]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published effect beside ours. exact: the same data (see `deviations`), sizes, budget and
+    arm as published, so that a verdict may rest on it; otherwise it stands there for orientation.
+    """
+
+    effect: float
+    table: int
+    exact: bool
+
+
+def reference(config: dict[str, Any]) -> Reference | None:
+    """The published effect of a run's arm; None where none is known."""
+    data = config["data.name"]
+    name = source(data)
+    if name is None or arm_deviations(config):
+        return None
+    effect = published.effect(name, config["model.name"])
+    if effect is None:
+        return None
+    exact = data == name and config["scale"] == "paper" and not deviations(config)
+    return Reference(effect, published.EXPERIMENTS[name].effect_table, exact)

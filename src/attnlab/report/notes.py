@@ -6,7 +6,7 @@ from statistics import fmean
 from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
-from attnlab.report.setting import arm_deviations, deviations, source
+from attnlab.report.naming import arm_deviations, deviations, source
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
 

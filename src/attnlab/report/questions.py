@@ -20,8 +20,8 @@ from attnlab.config.schema import can_change_result
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.compare import shared
+from attnlab.report.naming import arm_changes, typed
 from attnlab.report.registration import Registration, registration
-from attnlab.report.setting import arm_changes, typed
 from attnlab.report.statistics import Effect
 from attnlab.runs.files import flatten
 

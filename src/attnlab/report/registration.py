@@ -3,12 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from attnlab.config.compose import CONFIGS
 from attnlab.config.question import Question, question_in
 from attnlab.errors import BadInput
 from attnlab.runs.environment import git
-
-ROOT = CONFIGS.parent
 
 
 @dataclass(frozen=True)
@@ -27,15 +24,15 @@ class Registration:
             return False
         if self.commit is None or not re.fullmatch(r"[0-9a-f]{7,64}", commit):
             return None
-        if git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is None:
+        if git("cat-file", "-e", f"{commit}^{{commit}}") is None:
             return None
-        return git(ROOT, "merge-base", "--is-ancestor", self.commit, commit) is not None
+        return git("merge-base", "--is-ancestor", self.commit, commit) is not None
 
 
 def registration(experiment: str, question: Question) -> Registration:
     """Of an experiment's question: the oldest commit from which on it has been as it is now."""
     file = f"configs/experiment/{experiment}.yaml"
-    log = git(ROOT, "log", "--format=%H %cs", "--", file)
+    log = git("log", "--format=%H %cs", "--", file)
     if not log:
         return Registration()
     found = Registration(pending=True)
@@ -50,6 +47,6 @@ def registration(experiment: str, question: Question) -> Registration:
 def _question_at(commit: str, file: str) -> Question | None:
     """As it was; None if there was none, or none that is one today."""
     try:
-        return question_in(git(ROOT, "show", f"{commit}:{file}") or "{}")
+        return question_in(git("show", f"{commit}:{file}") or "{}")
     except BadInput:
         return None

@@ -25,7 +25,7 @@ from attnlab.report.ladder import Ladder
 from attnlab.report.pictures import Album, Picture
 from attnlab.report.questions import Answer, answers
 from attnlab.report.surface import has_surface
-from attnlab.report.table import Table
+from attnlab.report.tables import Table
 from attnlab.report.tuning import Tuning
 from attnlab.runs.files import slug, write_atomic
 

@@ -1,19 +1,72 @@
-"""The tables of a report: results, cost, health of the scorers, and the runs themselves."""
+"""A table of texts, for the page and for Markdown alike, and the tables of a report: results, cost
+and the runs themselves.
+"""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from attnlab.report import statistics
 from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, Comparison
-from attnlab.report.setting import reference
+from attnlab.report.naming import reference
 from attnlab.report.statistics import Effect
-from attnlab.report.table import DASH, Cell, Link, Table
 from attnlab.report.verdicts import Verdict, verdict
+
+DASH = "—"  # a value that is not known
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads somewhere; href is relative to the report."""
+
+    text: str
+    href: str
+
+
+Cell = str | Link
+Kind = Literal["text", "number"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: heading -> what stands below it; rows: a cell for every column."""
+
+    columns: dict[str, Kind]
+    rows: list[list[Cell]]
+
+    def markdown(self) -> str:
+        """The table in Markdown, its columns aligned."""
+        lines = [[_escape(name) for name in self.columns]]
+        lines += [[_markdown(cell) for cell in row] for row in self.rows]
+        kinds = list(self.columns.values())
+        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(kinds))]
+        rule = [
+            "-" * (width - 1) + ":" if kind == "number" else "-" * width
+            for kind, width in zip(kinds, widths, strict=True)
+        ]
+        padded = [
+            [
+                cell.rjust(width) if kind == "number" else cell.ljust(width)
+                for cell, kind, width in zip(line, kinds, widths, strict=True)
+            ]
+            for line in lines
+        ]
+        return "\n".join("| " + " | ".join(line) + " |" for line in (padded[0], rule, *padded[1:]))
+
+
+def _markdown(cell: Cell) -> str:
+    if isinstance(cell, Link):
+        return f"[{_escape(cell.text)}]({cell.href})"
+    return _escape(cell)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def results(comparison: Comparison) -> Table:
@@ -197,3 +250,53 @@ def _known(values: dict[str, Any], key: str) -> str:
 
 def _link(run: Run, out: Path) -> Link:
     return Link(run.folder.resolve().name, quote(os.path.relpath(run.place, out)))
+
+
+COLUMNS = {
+    "data": "data",
+    "model": "model",
+    "seed": "seed",
+    "scale": "scale",
+    "protocol": "protocol",
+    "status": "status",
+    "test/perplexity": "test perplexity",
+    "test/unigram_perplexity": "unigram",
+    "test/accuracy": "test accuracy",
+    "test/chance_accuracy": "chance",
+    "test/copy_accuracy": "copy",
+    "dead_scorer": "dead scorer",
+    "params": "parameters",
+    "tokens_per_s": "tokens/s",
+    "samples_per_s": "samples/s",
+    "peak_memory_mib": "peak MiB",
+    "wall_s": "s",
+}
+ORDER = ("data", "scale", "model", "seed")
+
+
+def markdown(runs: list[Run]) -> str:
+    """One Markdown table of all runs, without columns that no run fills."""
+    rows = sorted(map(_summary, runs), key=lambda row: [row[key] for key in ORDER])
+    keys = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
+    cells = [[_shown(row.get(key)) for key in keys] for row in rows]
+    return Table({COLUMNS[key]: "text" for key in keys}, cells).markdown()
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    health = [v for k, v in run.result.items() if k.endswith("/dead_scorer")]
+    return {
+        **run.result,
+        "data": run.config.get("data.name", f"{run.folder}: {run.cause}"),
+        "model": run.config.get("model.name", ""),
+        "seed": run.config.get("seed", 0),
+        "scale": run.config.get("scale", ""),
+        "protocol": run.config.get("protocol", ""),
+        "status": run.status,
+        "dead_scorer": max(health, default=None),  # of the layer with most of them
+    }
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -14,8 +14,7 @@ from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, arms_of, shared
 from attnlab.report.curves import MOST_ARMS, Curve, Curves, style
 from attnlab.report.statistics import BASELINE, Effect
-from attnlab.report.table import DASH, Table
-from attnlab.report.tables import effect_text
+from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.runs.files import slug
 from attnlab.sweeps.tuning import Choice, choose
 

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from attnlab import __version__
+from attnlab.config.compose import CHECKOUT
 from attnlab.config.schema import CODE_VERSION
 
 
@@ -17,13 +19,13 @@ def environment(device) -> dict[str, Any]:
     import numpy
     import torch
 
-    root = Path(__file__).resolve().parents[3]
-    commit = git(root, "rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": sys.argv,
         "git_commit": commit,
-        "git_dirty": bool(git(root, "status", "--porcelain")) if commit else None,
+        "git_dirty": bool(git("status", "--porcelain")) if commit else None,
+        "attnlab": __version__,
         "code_version": CODE_VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -44,11 +46,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def git(root: Path, *command: str) -> str | None:
-    """What git prints, without blanks around it; None where it fails or is not there."""
+def git(*command: str) -> str | None:
+    """What git prints of this checkout, without blanks around it; None where it fails, is not
+    there, or this is an installed package, which may lie in a repository of something else.
+    """
+    if CHECKOUT is None:
+        return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(CHECKOUT), *command], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,11 +1,13 @@
-"""Weights & Biases as a mirror of metrics.jsonl and timing.jsonl; training goes on without it.
+"""Trackers, Weights & Biases and TensorBoard, as mirrors of metrics.jsonl and timing.jsonl;
+training goes on without them.
 
-The two files are the record. Whoever continues a run replays them, so that the mirror gets what a
-crash, a lost network or a start without a server kept from it: online, the rows that the server
-lacks; offline, all of them, as W&B cannot resume an offline run.
+The two files are the record. Whoever continues a run replays them, so that a mirror gets what a
+crash, a lost network or a start without a server kept from it: W&B online, the rows that the
+server lacks; offline and TensorBoard, all of them, as what they have written cannot be resumed.
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -16,8 +18,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from attnlab.config.schema import Config
+from attnlab.config.schema import Config, Logger
+from attnlab.errors import BadInput
 from attnlab.runs.files import write_atomic
+from attnlab.runs.tensorboard import TensorBoard
 from attnlab.runtime.network import reachable
 
 log = logging.getLogger(__name__)
@@ -35,30 +39,44 @@ ENVIRONMENT = {
     "WANDB_FINISH_TIMEOUT_RAISES": "true",
 }
 
+# How a mirror gets what it lacks.
+REMEDY = {
+    "W&B": "attnlab upload sends what is missing",
+    "TensorBoard": "continuing the run writes all rows again",
+}
+
 NO_KEY = "no API key is configured"
 
 
-class Tracker:
-    """A run's mirror while it trains: nothing here raises, or waits long for a server.
+def check_trackers(logger: Logger) -> None:
+    """Errors: `BadInput` if a tracker is asked for that is not installed."""
+    if logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise BadInput("logger=tensorboard: pip install 'attnlab[tensorboard]'")
 
-    mode auto: online if an API key is configured and the server answers, offline otherwise.
-    There is never a login prompt. Offline runs lie in <folder>/wandb and go up with `wandb sync`
-    or scripts/upload.py.
+
+class Tracker:
+    """A run's mirrors while it trains: nothing here raises, or waits long for a server.
+
+    W&B, logger.mode auto: online if an API key is configured and the server answers, offline
+    otherwise. There is never a login prompt. Offline runs lie in <folder>/wandb and go up with
+    `wandb sync` or `attnlab upload`.
     """
 
     def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any]):
-        self._mirror = None
-        if cfg.logger.mode != "disabled":
-            with self._harmless("W&B is off for this run"):
-                self._mirror = start(cfg, folder, environment)
+        wanted = {
+            "W&B": start if cfg.logger.mode != "disabled" else None,
+            "TensorBoard": TensorBoard if cfg.logger.tensorboard else None,
+        }
+        self._mirrors: dict[str, Mirror | TensorBoard] = {}
+        for name, begin in wanted.items():
+            with self._harmless(name, "is off for this run"):
+                if begin is not None:
+                    self._mirrors[name] = begin(cfg, folder, environment)
 
     @property
-    def place(self) -> str:
-        """Where the mirror is."""
-        if not self._mirror:
-            return "off"
-        run = self._mirror.run
-        return f"offline, in {Path(run.dir).parent}" if run.offline else f"online, {run.url}"
+    def places(self) -> dict[str, str]:
+        """Tracker -> where its mirror is."""
+        return {name: mirror.place for name, mirror in self._mirrors.items()}
 
     def replay(self, rows: Iterable[Row]) -> None:
         """Mirror what is in metrics.jsonl and timing.jsonl already."""
@@ -67,24 +85,23 @@ class Tracker:
 
     def log(self, row: Row) -> None:
         """Mirror one row of metrics.jsonl or timing.jsonl."""
-        if self._mirror:
-            with self._harmless(f"W&B is off from step {row['step']}"):
-                self._mirror.log(row)
+        for name, mirror in list(self._mirrors.items()):
+            with self._harmless(name, f"is off from step {row['step']}"):
+                mirror.log(row)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Close the W&B run, with result.json as its summary."""
-        if self._mirror:
-            with self._harmless("W&B did not get all rows"):
-                self._mirror.finish(result)
+        """Close the mirrors, with result.json."""
+        for name, mirror in list(self._mirrors.items()):
+            with self._harmless(name, "did not get all rows"):
+                mirror.finish(result)
 
     @contextlib.contextmanager
-    def _harmless(self, consequence: str) -> Iterator[None]:
+    def _harmless(self, name: str, consequence: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever W&B raises must not stop a run
-            reason = first_line(error)
-            log.warning("%s: %s; scripts/upload.py sends what is missing", consequence, reason)
-            self._mirror = None
+        except Exception as error:  # whatever a tracker raises must not stop a run
+            log.warning("%s %s: %s; %s", name, consequence, first_line(error), REMEDY[name])
+            self._mirrors.pop(name, None)
 
 
 class Mirror:
@@ -112,6 +129,13 @@ class Mirror:
         for older in (folder / "wandb").glob(f"offline-run-*-{name}"):
             if older != Path(self.run.dir).parent:  # of rows that this run gets all
                 shutil.rmtree(older, ignore_errors=True)
+
+    @property
+    def place(self) -> str:
+        """Where the W&B run is."""
+        if self.run.offline:
+            return f"offline, in {Path(self.run.dir).parent}"
+        return f"online, {self.run.url}"
 
     def log(self, row: Row) -> bool:
         """Send a row; False if the server has one of its step from an earlier process."""

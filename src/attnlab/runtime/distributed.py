@@ -56,7 +56,7 @@ def quiet_unless_main(cfg: Config) -> Config:
     """The configuration, without W&B and progress bar in all processes except the main one."""
     if rank() == 0:
         return cfg
-    logger = cfg.logger.model_copy(update={"mode": "disabled"})
+    logger = cfg.logger.model_copy(update={"mode": "disabled", "tensorboard": False})
     runtime = cfg.runtime.model_copy(update={"progress": False})
     return cfg.model_copy(update={"logger": logger, "runtime": runtime})
 

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.config.compose import CONFIGS, compose_config, plain, run_path
+from attnlab.config.compose import compose_config, plain, run_path
 from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import FolderInUse
 from attnlab.runs.folder import RunFolder
 
-TRAIN = CONFIGS.parent / "train.py"
 FAILED = 1  # exit code of a sweep in which a job failed
 UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
 ELSEWHERE = "runs elsewhere"  # another process has its folder, here or on another machine
@@ -68,8 +67,8 @@ def with_baselines(jobs: list[Job]) -> list[Job]:
 
 
 def command(job: Job) -> list[str]:
-    """What runs the job in a process of its own."""
-    return [sys.executable, str(TRAIN), *job.overrides, "hydra.mode=RUN"]
+    """What runs the job in a process of its own. -P: no module of the working directory."""
+    return [sys.executable, "-P", "-m", "attnlab", "train", *job.overrides, "hydra.mode=RUN"]
 
 
 def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> str:

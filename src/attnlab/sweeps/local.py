@@ -7,8 +7,11 @@ not stop the rest.
 import os
 import queue
 import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
+from statistics import fmean
 
 from joblib import Parallel, delayed
 
@@ -18,42 +21,88 @@ from attnlab.sweeps.jobs import ELSEWHERE, Job, command, ending, say, summarize
 
 
 def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
-    """Run jobs by train.py, `n_jobs` at a time, each of these with the next GPU in turn; prints a
-    line when a job starts and ends, and a table last.
+    """Run jobs by `attnlab train`, `n_jobs` at a time, each of these with the next GPU in turn;
+    prints a line when a job ends, on a terminal also when it starts, and a table last.
 
     Returns 0; FAILED; FolderInUse's code if all that is missing runs elsewhere; 128 + n after
     signal n: it goes on to the running jobs, which save, and no other is started.
     """
-    crew = Crew(n_jobs)
+    crew, progress = Crew(n_jobs), Progress(len(jobs), n_jobs)
     ends: dict[int, str] = {}
     with handled_by(crew.forward):
         for _ in range(2):  # what runs elsewhere is looked at again when all others are done
             left = [i for i in range(len(jobs)) if ends.get(i, ELSEWHERE) == ELSEWHERE]
-            run = (delayed(_one)(crew, jobs[i], f"job {i + 1} of {len(jobs)}") for i in left)
+            run = (
+                delayed(_one)(crew, progress, jobs[i], f"job {i + 1} of {len(jobs)}") for i in left
+            )
             ends |= zip(left, Parallel(n_jobs, backend="threading")(run), strict=True)
     return summarize(jobs, [ends[i] for i in range(len(jobs))], crew.signum)
 
 
-def _one(crew: "Crew", job: Job, number: str) -> str:
+def _one(crew: "Crew", progress: "Progress", job: Job, number: str) -> str:
     """Run one job, unless it is done or the sweep is to stop; how it ended."""
     label = f"{number}: {job.name}"
     if job.finished:
+        progress.skip(job)
         say(f"{label}: finished before")
         return "finished before"
     if crew.signum:
         return "not started"
-    say(f"{label}: starts")
-    began, before = time.monotonic(), job.failure
-    end = ending(*crew.run(command(job)), job, before)
-    say(f"{label}: {end} after {time.monotonic() - began:.0f} s")
+    progress.start(job)
+    if sys.stdout.isatty():
+        say(f"{label}: starts")
+    before = job.failure
+    alone = [] if crew.size == 1 else ["runtime.progress=false"]  # bars would mix on a terminal
+    end = ending(*crew.run([*command(job), *alone]), job, before)
+    say(f"{label}: {end} after {progress.end(job):.0f} s; {progress}")
     return end
+
+
+class Progress:
+    """Jobs done and running, and how long the rest takes if it is like what has run so far."""
+
+    def __init__(self, jobs: int, at_once: int):
+        self.jobs, self.at_once = jobs, at_once
+        self._began: dict[Path, float] = {}
+        self._took: list[float] = []
+        self._done: set[Path] = set()
+
+    def start(self, job: Job) -> None:
+        """A job starts now."""
+        self._began[job.path] = time.monotonic()
+
+    def end(self, job: Job) -> float:
+        """A job ended now; the seconds it took."""
+        self._took.append(time.monotonic() - self._began.pop(job.path))
+        self._done.add(job.path)
+        return self._took[-1]
+
+    def skip(self, job: Job) -> None:
+        """A job was done before."""
+        self._done.add(job.path)
+
+    def __str__(self) -> str:
+        said = f"{len(self._done)} of {self.jobs} done, {len(self._began)} running"
+        left = self.jobs - len(self._done)
+        if not left:
+            return said
+        mean, now = fmean(self._took), time.monotonic()
+        running = [max(0.0, mean - (now - began)) for began in self._began.values()]
+        waiting = mean * (left - len(running))
+        return f"{said}, about {_span((sum(running) + waiting) / min(self.at_once, left))} left"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class Crew:
     """Up to so many processes at a time. What asks the sweep to stop is handed on to all."""
 
     def __init__(self, size: int):
-        self.signum = 0
+        self.size, self.signum = size, 0
         self._running: set[subprocess.Popen] = set()
         self._places: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         gpus = visible_gpus() if size > 1 else []

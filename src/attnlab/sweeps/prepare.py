@@ -11,9 +11,9 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-from attnlab.cli import exit_on_failure
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
+from attnlab.runtime.exits import exit_on_failure
 
 
 def prepare(cfgs: Iterable[Config]) -> dict[str, int]:

@@ -56,7 +56,9 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
     try:
         import submitit
     except ImportError:
-        raise BadInput("launcher=submitit_slurm: needs submitit: pip install '.[slurm]'") from None
+        raise BadInput(
+            "launcher=submitit_slurm: needs submitit: pip install 'attnlab[slurm]'"
+        ) from None
     os.environ[PREEMPTED] = "USR1"
     try:
         executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=REQUEUES)
@@ -75,7 +77,8 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
         while waiting:
             for number in [n for n, queued in waiting.items() if queued.done()]:
                 ends[number] = _end(waiting.pop(number), jobs[number], before[number])
-                print(f"{labels[number]}: {ends[number]}", flush=True)
+                done = f"{len(jobs) - len(waiting)} of {len(jobs)} done"
+                print(f"{labels[number]}: {ends[number]}; {done}", flush=True)
             time.sleep(POLL)
     except KeyboardInterrupt:
         left = ", ".join(queued.job_id for queued in waiting.values())

@@ -73,11 +73,7 @@ def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
 
 def newest_first(folder: Path) -> list[Path]:
     """A run's checkpoints by step, the newest first, without best.pt."""
-    early = (folder / f"{name}.pt" for name in ("next", "last", "previous"))  # names before 0.2
-    return [
-        *sorted(folder.glob("step_*.pt"), reverse=True),
-        *(path for path in early if path.is_file()),
-    ]
+    return sorted(folder.glob("step_*.pt"), reverse=True)
 
 
 def load_best(folder: Path) -> dict[str, Any]:

@@ -142,12 +142,14 @@ def _saturation(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     last = rows + m - n if attention.causal else torch.full_like(rows, m - 1)
     visible = torch.arange(m, device=q.device) <= last.unsqueeze(-1)
     found, q = {}, q[..., rows, :]
+    bias = attention.bias(n, m)
+    bias = {} if bias is None else {"bias": bias[..., rows, :]}
     if isinstance(mechanism, SoftmaxAttention):
-        scores = mechanism.scores(q, k)
+        scores = mechanism.scores(q, k) + bias.get("bias", 0)
         weights = masked_softmax(scores, visible)
         found["logit_std"] = scores[..., visible].double().std(-1, correction=0)
     else:
-        weights = mechanism.weights(q, k, visible)
+        weights = mechanism.weights(q, k, visible, **bias)
     size = weights.abs()
     share = size / size.sum(-1, keepdim=True)
     counted = (last > 0) & share.isfinite().all(-1)
@@ -203,7 +205,8 @@ def diagnostics(
 
 def of_attention(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     """`of_weights` of the mechanism's own weights for queries and keys (B, H, N, D)."""
-    return of_weights(attention.mechanism.mixing(q, k, causal=attention.causal))
+    bias = attention.bias(q.shape[-2], k.shape[-2])
+    return of_weights(attention.mechanism.mixing(q, k, causal=attention.causal, bias=bias))
 
 
 def of_weights(weights: Tensor) -> Measured:

@@ -1,12 +1,18 @@
 """How much `make gpu` measures: on a card, or a little of each stage on the CPU as its test."""
 
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from attnlab.config.schema import Config
 
 GIB = 2**30
 CONTEXT = multiprocessing.get_context("forkserver")  # of the stages' processes: see runner
+
+
+Program = Callable[[Config, Path], Any]
 
 
 class Limits(NamedTuple):
@@ -33,13 +39,15 @@ STAGES = {
 class Plan:
     """Sizes of all stages. smoke: tiny, on the CPU, with the kernels in Triton's interpreter.
 
-    results: the folder of rows and page; scratch: that of logs and runs.
+    results: the folder of rows and page; scratch: that of logs and runs; program: trains and tests
+    a configuration in a folder.
     """
 
     device: str
     results: Path
     scratch: Path
     smoke: bool
+    program: Program
     memory: int = 24 * GIB  # bytes that whole models may use
     processes: int = 1  # GPUs that may train together
     # correct
@@ -65,13 +73,14 @@ class Plan:
     neural: list[str] = field(default_factory=list)  # said of the neural arms besides
 
 
-def smoke(results: Path, scratch: Path) -> Plan:
+def smoke(results: Path, scratch: Path, program: Program) -> Plan:
     """The least of everything."""
     return Plan(
         device="cpu",
         results=results,
         scratch=scratch,
         smoke=True,
+        program=program,
         tokens=[5],
         compiler="eager",
         lengths=[16],

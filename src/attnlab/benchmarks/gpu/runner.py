@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from attnlab.benchmarks.gpu.plan import CONTEXT, STAGES, Plan, smoke
+from attnlab.benchmarks.gpu.plan import CONTEXT, STAGES, Plan, Program, smoke
 from attnlab.errors import BadInput
 from attnlab.runs.files import Ledger, slug, write_atomic
 
@@ -26,22 +26,24 @@ MEASURED = ["kernels", "models", "training"]  # the code that rows tell of
 Row = dict[str, Any]
 
 
-def measure(results: Path, scratch: Path, size: str, stages: list[str]) -> int:
+def measure(
+    results: Path, scratch: Path, size: str, stages: list[str], program: Program, module: str
+) -> int:
     """Run the stages; the page is written again after each. Returns how many have rows that are
-    missing or failed. Errors: `BadInput` without CUDA, unless size is smoke.
+    missing or failed. program: see `Plan`; module: the one that it needs. Errors: `BadInput`
+    without CUDA, unless size is smoke.
     """
     # Asking whether there is a GPU must not start CUDA in the process that all others come from.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     modules = [f"attnlab.benchmarks.gpu.{stage}" for stage in STAGES]
-    libraries = ["torch._dynamo", "wandb", "attnlab.cli", "attnlab.run"]
-    CONTEXT.set_forkserver_preload([*libraries, *modules])
+    CONTEXT.set_forkserver_preload(["torch._dynamo", "wandb", module, *modules])
     with ProcessPoolExecutor(1, CONTEXT) as helper:
         if size == "smoke":
-            plan = smoke(results / "smoke", scratch / "smoke")
+            plan = smoke(results / "smoke", scratch / "smoke", program)
         else:
             name, processes = helper.submit(card).result()
             folders = results / slug(name), scratch / slug(name)
-            plan = Plan("cuda", *folders, smoke=False, processes=processes)
+            plan = Plan("cuda", *folders, False, program, processes=processes)
             print(f"device: {name}")
         for folder in (plan.results, plan.scratch):
             folder.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 
 from attnlab.benchmarks.gpu.fits import arms
-from attnlab.benchmarks.gpu.plan import Plan
+from attnlab.benchmarks.gpu.plan import Plan, Program
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import validate
 from attnlab.errors import Interrupted
-from attnlab.run import run
 from attnlab.runs.files import Ledger
 from attnlab.training import checkpoint
 
@@ -53,7 +52,7 @@ def words(plan: Plan, model: str, *more: str) -> list[str]:
 def curve(plan: Plan, model: str) -> dict[str, Any]:
     """Train for some seconds and stop by SIGTERM: losses over steps, and the last measures."""
     (folder,) = fresh(plan, model)
-    process = started(words(plan, model, *OFFLINE), folder)
+    process = started(plan, words(plan, model, *OFFLINE), folder)
     wait_for_rows(process, folder, LEAST)
     process.join(plan.train_s)
     stop(process, signal.SIGTERM)
@@ -69,12 +68,12 @@ def killed(plan: Plan) -> dict[str, Any]:
     """A run that is killed and continued ends with the bits of one that is not."""
     steps = words(plan, "neural_d2", *SHORT, "trainer.max_steps=12")
     whole, other = fresh(plan, "whole", "killed")
-    finish(started(steps, whole))
-    process = started(steps, other)
+    finish(started(plan, steps, whole))
+    process = started(plan, steps, other)
     wait_for_rows(process, other, 5)
     stop(process, signal.SIGKILL)
     at = len(Ledger(other / "metrics.jsonl").rows())
-    finish(started(steps, other))
+    finish(started(plan, steps, other))
     same = (whole / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     pair = [checkpoint.load(checkpoint.newest_first(f / "checkpoints")[0]) for f in (whole, other)]
     return {"holds": same and equal(*pair), "killed_after_rows": at, "steps": 12}
@@ -84,7 +83,7 @@ def two_processes(plan: Plan) -> dict[str, Any]:
     """torchrun with two processes trains like one that accumulates over the same micro-batches."""
     steps = words(plan, "neural_d2", *SHORT, "trainer.max_steps=12", "trainer.micro_batch_size=8")
     folders = fresh(plan, "one", "two")
-    finish(started(steps, folders[0]))
+    finish(started(plan, steps, folders[0]))
     command = [*(sys.executable, "-m", "torch.distributed.run", "--standalone")]
     command += ["--nproc-per-node=2", str(CONFIGS.parent / "train.py")]
     subprocess.run([*command, *steps, f"hydra.run.dir={folders[1]}"], check=True)
@@ -104,18 +103,18 @@ def fresh(plan: Plan, *names: str) -> list[Path]:
     return folders
 
 
-def started(overrides: list[str], folder: Path):
+def started(plan: Plan, overrides: list[str], folder: Path):
     """A process that trains, forked from this one, which has touched no device."""
-    process = FORK.Process(target=train, args=(overrides, folder))
+    process = FORK.Process(target=train, args=(plan.program, overrides, folder))
     process.start()
     return process
 
 
-def train(overrides: list[str], folder: Path) -> None:
+def train(program: Program, overrides: list[str], folder: Path) -> None:
     """What train.py does, without its command line."""
     cfg = validate(plain(compose_config(overrides)))
     try:
-        run(cfg, folder)
+        program(cfg, folder)
     except Interrupted as stopped:
         print(stopped)
 

@@ -70,9 +70,24 @@ class AdditiveAttention(SoftmaxAttention):
         return self.score(q, k)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
-            q, k, v, self.score, causal=causal, mask=mask, scale=1.0, backend=self.backend
+            q,
+            k,
+            v,
+            self.score,
+            causal=causal,
+            mask=mask,
+            bias=bias,
+            scale=1.0,
+            backend=self.backend,
         )

@@ -10,7 +10,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from attnlab.functional import at_least_float32, masked_softmax, visible_keys, without_autocast
+from attnlab.functional import (
+    at_least_float32,
+    check_bias,
+    masked_softmax,
+    visible_keys,
+    without_autocast,
+)
 
 
 class Attention(nn.Module, ABC):
@@ -18,10 +24,12 @@ class Attention(nn.Module, ABC):
     to the block.
 
     heads: H; head_width: D; a subclass names its options. fixed: whether the weights are the same
-    whatever queries and keys are.
+    whatever queries and keys are. takes_bias: whether there are scores to add a bias to; then
+    `weights` has an argument for it.
     """
 
     fixed = False
+    takes_bias = False
 
     def __init__(self, heads: int, head_width: int):
         super().__init__()
@@ -35,40 +43,67 @@ class Attention(nn.Module, ABC):
         where a key is not seen.
         """
 
-    def mixing(self, q: Tensor, k: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
+    def mixing(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """`weights` where, if causal, query i sees key j <= i + M - N, and else every key.
 
         mask: boolean, True where a key may be seen, broadcasts to (B, H, N, M); key padding is
-        (B, 1, 1, M). A key is seen if both allow it.
+        (B, 1, 1, M). A key is seen if both allow it. bias: what is added to the scores before the
+        softmax, a part of them that positions make; broadcasts to (B, H, N, M).
 
         In float32 or better, under autocast too: scores in 16 bits overflow, and near scores of
         size 10 their rounding is worth a tenth of a weight.
+
+        Errors: `ValueError` for a bias where there is no score that it could be added to.
         """
-        visible = visible_keys(q, k, causal, mask)
+        visible, extra = visible_keys(q, k, causal, mask), {}
+        if bias is not None:
+            if not self.takes_bias:
+                raise ValueError(f"{type(self).__name__} has no scores that take a bias")
+            check_bias(bias, (*q.shape[:-1], k.shape[-2]))
+            extra["bias"] = bias
         with without_autocast(q):
-            return self.weights(at_least_float32(q), at_least_float32(k), visible)
+            return self.weights(at_least_float32(q), at_least_float32(k), visible, **extra)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Mix values by attention weights; a subclass may do so by a faster way.
 
-        q (B, H, N, D), k, v (B, H, M, D). causal, mask: as `mixing`. Returns
+        q (B, H, N, D), k, v (B, H, M, D). causal, mask, bias, errors: as `mixing`. Returns
         (B, H, N, D), 0 for a query that sees no key.
         """
-        return self.mixing(q, k, causal=causal, mask=mask).to(v.dtype) @ v
+        return self.mixing(q, k, causal=causal, mask=mask, bias=bias).to(v.dtype) @ v
 
 
 class SoftmaxAttention(Attention):
     """Attention whose weights are the softmax of one score for each pair."""
 
+    takes_bias = True
+
     @abstractmethod
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """What the softmax is taken of: q (B, H, N, D), k (B, H, M, D) -> (B, H, N, M)."""
 
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`."""
-        return masked_softmax(self.scores(q, k), visible)
+    def weights(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Attention.weights` and, for bias, `Attention.mixing`."""
+        return masked_softmax(self.scores(q, k), visible, bias)
 
 
 class HeadLinear(nn.Module):

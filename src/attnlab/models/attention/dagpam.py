@@ -36,8 +36,11 @@ class Lambdas(nn.Module):
 class DualAttention(Attention):
     """P V. W (D x D, no bias) is one for all heads of a layer. lambda_plus, lambda_minus: values
     at the start, trainable or fixed; per_head: a pair for each head. With both lambdas 0 it is
-    dot-product attention, bit for bit.
+    dot-product attention, bit for bit. A bias of positions is added to the scores of both
+    softmaxes.
     """
+
+    takes_bias = True
 
     def __init__(
         self,
@@ -54,23 +57,32 @@ class DualAttention(Attention):
         start = (lambda_plus, lambda_minus)
         self.lambdas = Lambdas(start, heads if per_head else 1, trainable)
 
-    def weights(self, q: Tensor, k: Tensor, visible: Tensor | None) -> Tensor:
-        """See `Attention.weights`."""
+    def weights(
+        self, q: Tensor, k: Tensor, visible: Tensor | None, bias: Tensor | None = None
+    ) -> Tensor:
+        """See `Attention.weights` and, for bias, `Attention.mixing`."""
         plus, minus = (
-            masked_softmax(x @ k.mT / math.sqrt(q.shape[-1]), visible)
+            masked_softmax(x @ k.mT / math.sqrt(q.shape[-1]), visible, bias)
             for x in (q, self.negative_query(q.relu()))
         )
         gain, loss = self.lambdas.value
         return (1 + gain) * plus - loss * minus
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; P V = (1 + lambda+) P+ V - lambda- P- V, each product by
         torch's fused kernels.
         """
         plus, minus = (
-            dot_product(x.to(v.dtype), k, v, causal, mask)
+            dot_product(x.to(v.dtype), k, v, causal, mask, bias)
             for x in (q, self.negative_query(q.relu()))
         )
         gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits

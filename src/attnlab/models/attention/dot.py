@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlab.functional import visible_keys
+from attnlab.functional import check_bias, visible_keys
 from attnlab.models.attention.base import SoftmaxAttention
 
 EPSILON = 1e-6  # added to the mean square, so that a query of zeros stays one
@@ -48,18 +48,39 @@ class DotProductAttention(SoftmaxAttention):
         return q @ k.mT / math.sqrt(q.shape[-1])
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; by torch's own fused kernels."""
         q, k = self.normalized(q, k)
-        return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal, mask)
+        return dot_product(q.to(v.dtype), k.to(v.dtype), v, causal, mask, bias)
 
 
 def dot_product(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(D)) V by torch's fused kernels; shapes as in `Attention.forward`."""
+    """softmax(Q K^T / sqrt(D) + bias) V by torch's fused kernels; shapes as in
+    `Attention.forward`.
+    """
     n, m = q.shape[-2], k.shape[-2]
+    if bias is not None:
+        check_bias(bias, (*q.shape[:-1], m))
+        visible = visible_keys(q, k, causal, mask)
+        if visible is not None:
+            bias = bias.masked_fill(~visible, -math.inf)
+        bias = bias.to(q.dtype).expand(*q.shape[:-1], m)
+        return F.scaled_dot_product_attention(q, k, v, bias)
     if mask is None and n == m:  # torch aligns its own causal mask top left
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     visible = visible_keys(q, k, causal, mask)

@@ -27,9 +27,16 @@ class IdentityAttention(Attention):
         return itself.expand(*q.shape[:-1], m)
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; the last N values, with zeros in front if there are fewer."""
-        if mask is not None:
-            return super().forward(q, k, v, causal=causal, mask=mask)
+        if mask is not None or bias is not None:
+            return super().forward(q, k, v, causal=causal, mask=mask, bias=bias)
         return F.pad(v, (0, 0, q.shape[-2] - v.shape[-2], 0))

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS, at_least_float32, without_autocast
 from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
@@ -29,6 +30,8 @@ class ScoreNetwork(nn.ModuleList):
 
     def __init__(self, groups: int, widths: list[int], activation: str):
         super().__init__(HeadLinear(groups, i, o) for i, o in pairwise(widths))
+        if activation not in ACTIVATIONS:
+            raise BadInput(f"activation={activation}: must be one of {', '.join(ACTIVATIONS)}")
         self.activation = activation
 
     def forward(self, q: Tensor, k: Tensor, project: Projections = None) -> Tensor:
@@ -98,7 +101,8 @@ class NeuralAttention(SoftmaxAttention):
     d_prime: P, width of projected queries and keys, None for no projection; hidden: widths of the
     hidden layers, None for [2 P]; activation: of ACTIVATIONS; score_scale: divide scores by
     sqrt(D); per_head: projections and a network for each head instead of one for all;
-    projection_bias: W_q and W_k with a bias; backend: see `kernels.api.neural_attention`.
+    projection_bias: W_q and W_k with a bias; backend: see `kernels.api.neural_attention`. Errors:
+    `BadInput` for a width below 1 or an unknown activation.
     """
 
     def __init__(
@@ -115,6 +119,9 @@ class NeuralAttention(SoftmaxAttention):
         backend: str = "auto",
     ):
         super().__init__(heads, head_width)
+        for name, units in ("d_prime", d_prime), *(("hidden", units) for units in hidden or ()):
+            if units is not None and units < 1:
+                raise BadInput(f"{name}={units}: must be at least 1")
         groups = heads if per_head else 1
         width = d_prime or head_width
         if d_prime:
@@ -137,7 +144,14 @@ class NeuralAttention(SoftmaxAttention):
         return self.score_network(q, k, self.project) * self.scale
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; model.backend chooses how."""
         return neural_attention(
@@ -148,6 +162,7 @@ class NeuralAttention(SoftmaxAttention):
             project=self.project,
             causal=causal,
             mask=mask,
+            bias=bias,
             scale=self.scale,
             backend=self.backend,
         )

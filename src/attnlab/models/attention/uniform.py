@@ -22,11 +22,18 @@ class UniformAttention(SoftmaxAttention):
         return q.new_zeros(*q.shape[:-1], k.shape[-2])
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        causal: bool,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; by a running mean, so that nothing N x M exists."""
-        if mask is not None:
-            return super().forward(q, k, v, causal=causal, mask=mask)
+        if mask is not None or bias is not None:
+            return super().forward(q, k, v, causal=causal, mask=mask, bias=bias)
         n, m = q.shape[-2], k.shape[-2]
         values = v.to(torch.promote_types(v.dtype, torch.float32))  # a sum of many terms
         if not causal:

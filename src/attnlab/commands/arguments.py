@@ -1,4 +1,4 @@
-"""key=value arguments for the scripts, typed by the signature of their main function."""
+"""key=value arguments of a command, typed by the signature of its main function."""
 
 import inspect
 import logging
@@ -13,6 +13,9 @@ from attnlab.config.compose import load
 from attnlab.config.messages import nearest
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
+
+# How a value is read where its type alone would not do: bool("no") is true.
+KINDS = {bool: {"yes": True, "true": True, "no": False, "false": False}.__getitem__}
 
 
 @dataclass
@@ -35,13 +38,18 @@ class Run:
 
 
 def main_with(main: Callable) -> None:
-    """Call `main` with the command line's key=value pairs."""
+    """Call `main` with the command line's key=value pairs, or with its words if it takes *words;
+    a failure ends the process with its exit code and one line.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules[main.__module__].__doc__ + "\n" + _usage(main))
         return
     with exit_on_failure():
-        main(**parse(main, sys.argv[1:]))
+        if any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(main).parameters.values()):
+            main(*sys.argv[1:])  # has a language of its own: overrides, experiments
+        else:
+            main(**parse(main, sys.argv[1:]))
 
 
 def parse(main: Callable, words: list[str]) -> dict:
@@ -61,9 +69,10 @@ def parse(main: Callable, words: list[str]) -> dict:
             )
         kind = _kind(parameters[key])
         try:
-            given[key] = Run(Path(value), key) if kind is Run else kind(value)
-        except ValueError:
-            raise BadInput(f"{word}: must be {kind.__name__}") from None
+            given[key] = Run(Path(value), key) if kind is Run else KINDS.get(kind, kind)(value)
+        except (ValueError, KeyError):
+            allowed = "yes or no" if kind is bool else kind.__name__
+            raise BadInput(f"{word}: must be {allowed}") from None
     for key, parameter in parameters.items():
         if key not in given and parameter.default is parameter.empty:
             raise BadInput(f"{key}=: missing\n{_usage(main)}")
@@ -79,6 +88,8 @@ def _usage(main: Callable) -> str:
     parts = []
     for key, parameter in inspect.signature(main).parameters.items():
         default = parameter.default
+        if isinstance(default, bool):
+            default = "yes" if default else "no"
         word = f"{key}=<{key}>" if default in (None, parameter.empty) else f"{key}={default}"
         parts.append(word if default is parameter.empty else f"[{word}]")
     return "arguments: " + " ".join(parts)

@@ -1,0 +1,5 @@
+"""python -m attnlab: the program `attnlab`."""
+
+from attnlab.commands import main
+
+main()

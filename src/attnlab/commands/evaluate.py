@@ -1,0 +1,26 @@
+"""Repeat a run's test metrics from its folder alone:  attnlab evaluate run=<folder>."""
+
+import json
+import sys
+
+from attnlab.commands.arguments import Run
+
+
+def main(run: Run, device: str = "same") -> None:
+    """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
+    from attnlab import run as program
+    from attnlab.data.loader import build_data
+    from attnlab.runtime.device import choose_device
+
+    cfg = run.config(device)
+    model_device = choose_device(cfg.runtime, cfg.trainer.precision)
+    data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
+    model = program.build(cfg, data).to(model_device)
+    metrics = program.test(cfg, data, model, run.path)
+    file = run.path / "result.json"
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    for key, value in metrics.items():
+        then = stored.get(key, "not recorded")
+        print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")
+    if any(value != stored.get(key) for key, value in metrics.items()):
+        sys.exit(1)

@@ -1,0 +1,31 @@
+"""Text from a trained language model:  attnlab generate run=<folder> prompt="..."."""
+
+from attnlab.commands.arguments import Run
+
+
+def main(
+    run: Run,
+    prompt: str,
+    tokens: int = 64,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    device: str = "same",
+) -> None:
+    """Print the prompt continued by `tokens` tokens; temperature=0 always takes the likeliest."""
+    from attnlab.inspection.generate import generate
+    from attnlab.runtime.device import choose_device
+
+    cfg = run.config(device)
+    print(
+        generate(
+            cfg,
+            run.path,
+            prompt,
+            tokens,
+            temperature,
+            top_k,
+            seed,
+            choose_device(cfg.runtime, cfg.trainer.precision),
+        )
+    )

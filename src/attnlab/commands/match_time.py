@@ -1,0 +1,39 @@
+"""Steps that train one arm for as many seconds as another:  attnlab match_time run=<> arm=<>.
+
+This gives the time-matched baseline of a comparison. `run` is a finished run of the arm whose
+training time is matched, `arm` one of the arm that is to get as much; a short one is enough. Both
+have to be measured on the same machine with nothing else running.
+"""
+
+from pathlib import Path
+
+from attnlab.errors import BadInput
+from attnlab.report.collect import Run, read
+
+SAME = ("device_name", "threads", "torch")
+
+
+def main(run: Path, arm: Path) -> None:
+    """Print both step times and the override."""
+    matched, given = _measured(run, "run"), _measured(arm, "arm")
+    for key in SAME:
+        if matched.env.get(key) != given.env.get(key):
+            raise BadInput(
+                f"arm={arm}: {key} is {given.env.get(key)}, and {matched.env.get(key)} in {run}; "
+                "step times of different machines cannot be compared"
+            )
+    steps = matched.result["steps"]
+    theirs, ours = (r.result["step_ms_median"] for r in (matched, given))
+    print(f"{matched.config['model.name']}: {steps} steps of {theirs:.1f} ms (median)")
+    print(f"{given.config['model.name']}: {ours:.1f} ms a step (median)")
+    print(f"trainer.max_steps={max(1, round(steps * theirs / ours))}")
+
+
+def _measured(folder: Path, key: str) -> Run:
+    """A finished run whose steps were timed."""
+    found = read(folder)
+    if found.status != "finished":
+        raise BadInput(f"{key}={folder}: is {found.status}; must be a finished run")
+    if not found.result.get("step_ms_median"):
+        raise BadInput(f"{key}={folder}: has no step time; it had too few steps")
+    return found

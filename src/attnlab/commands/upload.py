@@ -1,0 +1,43 @@
+"""Give Weights & Biases what it lacks of a run:  attnlab upload run=<folder>.
+
+The rows of metrics.jsonl and timing.jsonl go into the W&B run that the folder has had from its
+start; rows that are there already are not sent again. mode=offline writes all rows into a new
+offline run instead.
+"""
+
+import json
+import os
+
+from attnlab.commands.arguments import Run
+
+
+def main(run: Run, project: str | None = None, mode: str = "online") -> None:
+    """Print how many rows were new, and where the run is."""
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
+    from attnlab.errors import BadInput
+    from attnlab.runs import tracking
+    from attnlab.runs.files import Ledger
+    from attnlab.runs.folder import RunFolder
+
+    cfg = run.config("same")
+    if mode not in ("online", "offline"):
+        raise BadInput(f"mode={mode}: must be online or offline")
+    with RunFolder(run.path, cfg):  # a run in progress is its own mirror
+        logger = cfg.logger.model_copy(update={"project": project or cfg.logger.project})
+        cfg = cfg.model_copy(update={"logger": logger})
+        if mode == "online" and (why := tracking.obstacle()):
+            raise BadInput(f"mode=online: {why}; mode=offline writes a run for `wandb sync`")
+        ledgers = (Ledger(run.path / name) for name in ("metrics.jsonl", "timing.jsonl"))
+        rows = tracking.by_step(row for ledger in ledgers for row in ledger.rows())
+        try:
+            mirror = tracking.Mirror(cfg, run.path, _json(run, "env.json"), mode)
+            new = sum([mirror.log(row) for row in rows])
+            mirror.finish({"status": "unfinished"} | _json(run, "result.json"))
+        except Exception as error:
+            raise BadInput(f"mode={mode}: {tracking.first_line(error)}") from None
+    print(f"{new} of {len(rows)} rows are new: {mirror.run.url or mirror.run.dir}")
+
+
+def _json(run: Run, name: str) -> dict:
+    file = run.path / name
+    return json.loads(file.read_text()) if file.is_file() else {}

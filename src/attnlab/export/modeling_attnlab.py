@@ -1,0 +1,106 @@
+"""Loads an exported attnlab model in transformers, with trust_remote_code=True. Needs attnlab.
+
+`from_pretrained` reads the weights by `attnlab.load`, which checks every file against SHA256SUMS
+and executes and unpickles nothing.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput, ImageClassifierOutput
+
+from attnlab.export.bundle import read_spec, seal
+from attnlab.export.load import build, load
+
+DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+# What the Auto classes add by themselves and what changes nothing here
+IGNORED = ("trust_remote_code", "adapter_kwargs", "code_revision", "use_safetensors")
+
+
+class AttnlabConfig(PretrainedConfig):
+    """config.json; its section `attnlab` is what the model is built from."""
+
+    model_type = "attnlab"
+
+
+class AttnlabModel(PreTrainedModel):
+    """An attnlab transformer behind the interface of transformers."""
+
+    config_class = AttnlabConfig
+    base_model_prefix = "transformer"
+
+    def __init__(self, config: AttnlabConfig, transformer: torch.nn.Module | None = None):
+        super().__init__(config)
+        self.transformer = transformer or build(read_spec(vars(config), "config.json"))
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Leave the values as they are: they are trained, or those of `build`."""
+
+    @classmethod
+    def from_pretrained(cls, name, *, config=None, dtype=None, torch_dtype=None, **options):
+        """The model in a folder or hub repository `name`, on the CPU and in evaluation mode, as
+        `attnlab.load` reads it. Other devices: `.to(device)`.
+
+        Errors: `attnlab.errors.BadInput` for changed files, `TypeError` for options of
+        transformers that are not supported.
+        """
+        download = {key: options.pop(key) for key in DOWNLOAD if options.get(key) is not None}
+        given = [k for k, v in options.items() if v and k not in IGNORED and k[0] != "_"]
+        if given:
+            raise TypeError(f"{given[0]}: not supported by attnlab models")
+        transformer = load(name, **download)
+        if config is None:
+            config = cls.config_class.from_pretrained(name, **download)
+        dtype = dtype or torch_dtype
+        config.dtype = torch.float32 if dtype in (None, "auto") else dtype
+        return cls(config, transformer).to(config.dtype).eval()
+
+    def save_pretrained(self, save_directory, **options) -> None:
+        """See transformers; `attnlab.load` reads the folder as it reads an exported one."""
+        options["state_dict"] = self.transformer.state_dict()
+        super().save_pretrained(save_directory, **options)
+        code = Path(save_directory, Path(__file__).name)
+        if not code.exists():  # transformers copies it only for models from an Auto class
+            code.write_bytes(Path(__file__).read_bytes())
+        seal(Path(save_directory))
+
+
+class AttnlabForCausalLM(AttnlabModel, GenerationMixin):
+    """A causal language model."""
+
+    def forward(self, input_ids, attention_mask=None, labels=None, **unused) -> CausalLMOutput:
+        """input_ids (B, N) -> logits (B, N, V). labels (B, N): as input_ids, -100 where there is
+        no loss. attention_mask (B, N): padding may stand on the right only, where no earlier token
+        sees it. Errors: ValueError for padding on the left, or more tokens than in training.
+        """
+        longest = self.config.max_position_embeddings
+        if input_ids.shape[1] > longest:
+            raise ValueError(f"input_ids: {input_ids.shape[1]} tokens; at most {longest}")
+        if attention_mask is not None and not attention_mask[:, 0].all():
+            raise ValueError("attention_mask: padding on the left is not supported; pad right")
+        logits = self.transformer(input_ids)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **unused) -> dict:
+        """The whole window for every token, as far as the model can see; there is no cache."""
+        if attention_mask is not None and not attention_mask.all():
+            raise ValueError("attention_mask: text is generated from prompts of one length")
+        return {"input_ids": input_ids[:, -self.config.max_position_embeddings :]}
+
+
+class AttnlabForImageClassification(AttnlabModel):
+    """A vision transformer."""
+
+    main_input_name = "pixel_values"
+
+    def forward(self, pixel_values, labels=None, **unused) -> ImageClassifierOutput:
+        """pixel_values (B, 3, S, S) in [-1, 1] -> logits (B, C). labels (B,)."""
+        logits = self.transformer(pixel_values)
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)

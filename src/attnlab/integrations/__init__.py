@@ -1,0 +1,1 @@
+"""Mechanisms of this project inside models of other libraries."""

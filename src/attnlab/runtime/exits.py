@@ -1,0 +1,35 @@
+"""From a failure to an exit code."""
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+from attnlab.errors import (
+    BadInput,
+    FolderInUse,
+    Interrupted,
+    NonFinite,
+    OutOfResources,
+    PeerLost,
+)
+from attnlab.runtime.torchrun import REASON, first_to_say
+
+FAILURES = (BadInput, FolderInUse, NonFinite, OutOfResources, PeerLost, Interrupted)
+
+
+@contextlib.contextmanager
+def exit_on_failure():
+    """End the process with the exit code of a failure and one line per problem on stderr."""
+    try:
+        yield
+    except FAILURES as failure:
+        with first_to_say(type(failure).__name__) as speaks:
+            for line in str(failure).splitlines() if speaks else ():
+                print(f"error: {line}", file=sys.stderr, flush=True)
+        if REASON in os.environ:
+            Path(os.environ[REASON]).write_text(str(failure))
+        sys.exit(failure.exit_code)
+    except KeyboardInterrupt:  # before or after training, which has its own handling
+        sys.exit(128 + signal.SIGINT)
