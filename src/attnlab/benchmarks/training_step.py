@@ -1,16 +1,18 @@
 """Whole training steps of the arms of a comparison, beside those of the dot product."""
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnlab.benchmarks.timing import environment, paired
 from attnlab.config.schema import Config
 from attnlab.models.transformer import build_model
 from attnlab.training.optim import build_optimizer
-from attnlab.training.update import precision, training_loss
+from attnlab.training.prefetch import Prefetch
+from attnlab.training.update import Update
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 
@@ -23,7 +25,7 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
     for name, cfg in arms.items():
         run, _ = training_step(cfg, device, published_shape(cfg))
         base = base or run
-        timing = paired(run, base)
+        timing = paired(run, base, device)
         yield {"arm": name, "body": cfg.arch.body, **timing, **environment(device)}
 
 
@@ -36,33 +38,35 @@ def published_shape(cfg: Config) -> dict[str, int]:
     return {"inputs": 3 * patch**2, "outputs": CLASSES[cfg.data.name], "tokens": 1 + patches}
 
 
+def random_batch(cfg: Config, shape: dict[str, int]) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of a micro-batch of tokens or images."""
+    micro = cfg.trainer.micro
+    if cfg.arch.body == "lm":
+        return torch.randint(shape["outputs"], (2, micro, shape["tokens"])).unbind()
+    size = (micro, 3, cfg.data.image_size, cfg.data.image_size)
+    return torch.randn(size), torch.randint(shape["outputs"], (micro,))
+
+
 def training_step(
     cfg: Config, device: torch.device, shape: dict[str, int]
 ) -> tuple[Callable[[], None], nn.Module]:
-    """A step of cfg's batch size on random tokens or images, and the model of this shape that it
-    trains.
+    """A step of cfg's batch size, as training takes it, on random tokens or images; and the model
+    of this shape that it trains.
     """
     torch.manual_seed(0)
-    micro = cfg.trainer.micro
+    options = cfg.trainer
     model = build_model(cfg.arch, cfg.model, cfg.seed, **shape)
-    if cfg.arch.body == "lm":
-        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]), device=device)
-    else:
-        size = cfg.data.image_size
-        x = torch.randn(micro, 3, size, size, device=device)
-        y = torch.randint(shape["outputs"], (micro,), device=device)
+    x, y = random_batch(cfg, shape)
+    if device.type == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
     model.to(device).train()
-    optimizer = build_optimizer(model, cfg.trainer)
-    autocast = precision(cfg.trainer, device)
-    per_step = cfg.trainer.batch_size // micro
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    compiled = torch.compile(model) if cfg.runtime.compile else model
+    update = Update(compiled, build_optimizer(model, options), scaler, options, cfg.seed)
+    batches = Prefetch(repeat((x, y)), options.batch_size // options.micro, device)
 
     def once() -> None:
-        for _ in range(per_step):
-            with autocast():
-                loss = training_loss(model(x), y) / per_step
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update(0, options.lr, batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -138,7 +138,7 @@ class Trainer(Section):
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     weight_decay: Annotated[float, Field(ge=0)]
     grad_clip: Positive | None
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     log_every: PositiveInt
     eval_every: PositiveInt | None
     save_every: PositiveInt
