@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from attnlab.config.messages import validate
-from attnlab.config.schema import ADDED, Config
+from attnlab.config.schema import Config, added
 from attnlab.config.types import valid_path
 from attnlab.errors import BadInput
 
@@ -63,7 +63,9 @@ def load(folder: Path, name: str = "run") -> Config:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
-    for key, before in ADDED.items():
+    if OmegaConf.select(stored, "data.path", default="") is None:  # once that of embedded data
+        stored.data.path = f"embedded:{stored.data.get('name')}"
+    for key, before in added(OmegaConf.select(stored, "data.kind")).items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)
     return validate(plain(stored))

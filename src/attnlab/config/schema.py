@@ -6,10 +6,12 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from attnlab.config.mechanisms import Model
 from attnlab.config.types import (
@@ -42,6 +44,11 @@ ADDED = {
     "arch.qk_norm": "none",
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
+}
+# The same for keys that only one kind of data has.
+ADDED_TO_DATA: dict[str, dict[str, Any]] = {
+    "text": {"text_column": "text", "validation_size": None, "test_size": None},
+    "image": {"test_size": None},
 }
 
 # Raised whenever a change of the code changes results; a run of another version is not resumed.
@@ -82,11 +89,42 @@ class ViT(Body):
 Task = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]  # [N, tau]
 
 
-class Text(Section):
-    name: Literal["wikitext103", "wikitext2", "pydocs"]
-    kind: Literal["text"]
+def _rows(size: float) -> float | int:
+    """A number of rows as an integer, a share of them as it is. Errors: `ValueError`."""
+    if size >= 1 and size != int(size):
+        raise ValueError("must be a whole number, or a share below 1")
+    return size if 0 < size < 1 else int(size)
+
+
+PartOf = Annotated[float, Field(ge=0, le=LARGEST), AfterValidator(_rows)]
+
+
+class Stored(Section):
+    """Data that is read, or comes with a library: what all kinds of it share.
+
+    path: hub id, local folder, or `embedded:<name>`. name: that of run folders and in reports;
+    None becomes one that is made of path and config.
+    """
+
+    name: Name | None
     path: PathName | None
     config: str | None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.name is not None or self.path is None:
+            return self
+        last = Path(self.path).expanduser().absolute().name.removeprefix("embedded:")
+        words = "-".join(filter(None, (last, self.config)))
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", words).strip(".-")[:64]
+        return self.model_copy(update={"name": name or self.kind})
+
+
+class Text(Stored):
+    kind: Literal["text"]
+    text_column: Annotated[str, Field(min_length=1)]
+    validation_size: Annotated[float, Field(gt=0, lt=1)] | None
+    test_size: Annotated[float, Field(gt=0, lt=1)] | None
     tokenizer: PathName
     vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
     sequence_length: PositiveInt
@@ -102,20 +140,18 @@ class Augment(Section):
     rotation: Annotated[float, Field(ge=0, le=180)]
 
 
-class Image(Section):
-    name: Literal["cifar10", "cifar100", "digits"]
+class Image(Stored):
     kind: Literal["image"]
-    path: PathName | None
-    config: str | None
-    image_column: str
-    label_column: str
+    image_column: Annotated[str, Field(min_length=1)]
+    label_column: Annotated[str, Field(min_length=1)]
     image_size: PositiveInt
-    validation_size: Count
+    validation_size: PartOf | None
+    test_size: PartOf | None
     augment: Augment
 
 
 class Symbols(Section):
-    name: Literal["nt"]
+    name: Name
     kind: Literal["symbols"]
     n: Annotated[int, Field(ge=2, le=LARGEST)]
     tau: PositiveInt
@@ -207,7 +243,7 @@ class Config(Section):
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)
-        for key, before in ADDED.items():
+        for key, before in added(self.data.kind).items():
             section, name = key.split(".")
             if kept.get(section, {}).get(name) == before:
                 del kept[section][name]
@@ -218,6 +254,11 @@ class Config(Section):
         """The default run folder: the same configuration always has the same folder."""
         run = f"seed{self.seed}_{self.hash}"
         return f"{self.runtime.output_root}/{self.data.name}/{self.model.name}/{run}"
+
+
+def added(kind: Any) -> dict[str, Any]:
+    """Dotted keys that were added later, with the values of earlier runs on this kind of data."""
+    return ADDED | {f"data.{k}": v for k, v in ADDED_TO_DATA.get(str(kind), {}).items()}
 
 
 def can_change_result(key: str) -> bool:
@@ -274,15 +315,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
                     f"data.{'ladder' if data.ladder else 'tau'}: tau={tau} must be less than "
                     f"data.sequence_length={data.sequence_length}, or nothing is predicted"
                 )
-    else:
-        embedded = data.name in ("pydocs", "digits")
-        if embedded and data.path is not None:
-            yield f"data.path={data.path}: data={data.name} is embedded and takes no path"
-        if not embedded and data.path is None:
-            yield (
-                f"data.path=null: data={data.name} needs a hub id or a local folder in its row "
-                "form"
-            )
+    elif data.path is None:
+        yield f"data.path=null: {data.kind} data needs a hub id or a local folder"
     if trainer.batch_size % trainer.micro:
         yield (
             f"trainer.batch_size={trainer.batch_size}: must be a multiple of "

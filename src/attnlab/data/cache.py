@@ -21,12 +21,16 @@ from attnlab.errors import BadInput
 log = logging.getLogger(__name__)
 
 
-def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]) -> Path:
-    """The folder of what `build` returns, built only if no folder for `key` is there yet.
+# Notes on the content that no number depends on, such as the names of classes.
+NOTES = "notes.json"
+
+
+def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder of what `build` writes, built only if no folder for `key` is there yet.
 
     The code of build's module counts as part of the key: other code may prepare other data.
-    build() gives {file name: array (saved as .npy) or text}. The folder appears by one rename, so
-    two runs may prepare the same data at once, and a killed one leaves nothing under the name.
+    build(folder) writes files into a folder that gets its name by one rename, so two runs may
+    prepare the same data at once, and a killed one leaves nothing under the name.
     """
     code = inspect.getsource(sys.modules[build.__module__])
     key = {"code": digest(code.encode()), **key}
@@ -39,36 +43,27 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]
         shutil.rmtree(aside, ignore_errors=True)
     if not folder.is_dir():
         log.info("preparing %s data in %s", name, folder)
-        content = build()
         try:
-            _publish(folder, key, content)
+            _publish(folder, key, build)
         except OSError as error:
             raise BadInput(f"runtime.cache={root}: cannot be written: {error}") from None
     return folder
 
 
-def _publish(folder: Path, key: dict, content: dict) -> None:
+def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
     """Write everything beside `folder`, then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        _write(made, key, content)
+        build(made)
+        sums = {p.name: file_digest(p) for p in sorted(made.iterdir())}
+        (made / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
         os.rename(made, folder)
     except OSError:
         if not folder.is_dir():  # otherwise another run was faster, with the same content
             raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _write(folder: Path, key: dict, content: dict) -> None:
-    for file, value in content.items():
-        if isinstance(value, str):
-            (folder / file).write_text(value)
-        else:
-            np.save(folder / file, value)
-    sums = {p.name: file_digest(p) for p in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
 
 
 def _whole(folder: Path) -> bool:
@@ -80,14 +75,42 @@ def _whole(folder: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits that change if and only if the cached content does."""
+    """Sixteen hex digits that change if and only if the cached content does; notes do not count."""
     sums = json.loads((folder / "manifest.json").read_text())["sha256"]
+    sums.pop(NOTES, None)
     return digest(json.dumps(sums, sort_keys=True).encode())[:16]
 
 
 def array(folder: Path, name: str) -> np.ndarray:
     """A cached array, memory-mapped and read-only."""
     return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+class GrowingArray:
+    """A one-dimensional .npy file that is written piece by piece, so that it need not fit in
+    memory. The file is the same as that of `np.save` of the whole array.
+    """
+
+    def __init__(self, file: Path, dtype: type):
+        self.dtype, self.length, self._file = np.dtype(dtype), 0, open(file, "wb")
+
+    def __enter__(self) -> "GrowingArray":
+        self._write_header()
+        return self
+
+    def append(self, values: np.ndarray) -> None:
+        """Write more values (n,)."""
+        self.length += len(values)
+        self._file.write(values.astype(self.dtype, copy=False).tobytes())
+
+    def __exit__(self, *exception) -> None:
+        with self._file:
+            self._file.seek(0)
+            self._write_header()  # numpy leaves room for a length of 21 digits
+
+    def _write_header(self) -> None:
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
 
 
 def digest(data: bytes) -> str:

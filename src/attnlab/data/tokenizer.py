@@ -13,15 +13,15 @@ from attnlab.runtime.network import prepare_hub
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
-    """What identifies data.tokenizer, and a function that makes it; `train` needs the source's
-    training split. Errors: `BadInput` if it cannot be had.
+def choose_tokenizer(data: Text, splits: Callable[[], dict]) -> tuple[str, Callable]:
+    """What identifies data.tokenizer, and a function that makes it; `train` needs the rows of the
+    training split, which `splits` gives. Errors: `BadInput` if it cannot be had.
     """
     name = data.tokenizer
     if name == "train":
         code = digest(inspect.getsource(sys.modules[__name__]).encode())[:16]
         key = f"train {data.vocab_size} {code}"
-        return key, lambda: _train_wordpiece(source, data.vocab_size)
+        return key, lambda: _train_wordpiece(splits()["train"], data.vocab_size)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
@@ -63,7 +63,7 @@ def with_decoder(tokenizer):
     return tokenizer
 
 
-def _train_wordpiece(source, vocab_size: int):
+def _train_wordpiece(rows, vocab_size: int):
     """A cased WordPiece as BERT's, trained on the training split; the same one every time.
 
     The library's trainer numbers the continuing characters (##a) in an order that differs from
@@ -83,8 +83,8 @@ def _train_wordpiece(source, vocab_size: int):
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size, special_tokens=first, show_progress=False
         )
-        rows = ((r or "").replace("<unk>", " ") for r in source["train"]["text"])
-        tokenizer.train_from_iterator(rows, trainer)
+        text = ((row or "").replace("<unk>", " ") for row in rows)
+        tokenizer.train_from_iterator(text, trainer)
         return tokenizer.get_vocab()
 
     continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from attnlab.config.schema import ADDED
+from attnlab.config.schema import added
 from attnlab.errors import BadInput
 from attnlab.report import archive
 from attnlab.report.table import Table
@@ -204,7 +204,8 @@ def _yaml(file: Path) -> Any:
 
 def _checked(content: Any) -> dict[str, Any]:
     """A run's configuration with dotted keys. Errors: ValueError if it is none."""
-    config = ADDED | flatten(content) if isinstance(content, dict) else {}
+    config = flatten(content) if isinstance(content, dict) else {}
+    config = (added(config.get("data.kind")) | config) if config else {}
     if missing := sorted(NEEDED.keys() - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
     for key, allowed in NEEDED.items():

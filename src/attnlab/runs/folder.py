@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from attnlab.config.schema import ADDED, PLACE, Config, can_change_result
+from attnlab.config.schema import PLACE, Config, added, can_change_result
 from attnlab.errors import BadInput
 from attnlab.runs.files import Check, Ledger, flatten, write_atomic
 from attnlab.runs.lock import Lock
@@ -78,7 +78,8 @@ class RunFolder:
             stored = yaml.safe_load(file.read_text())
         except (UnicodeError, yaml.YAMLError) as error:
             raise BadInput(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-        return ADDED | flatten(stored if isinstance(stored, dict) else {})
+        keys = flatten(stored if isinstance(stored, dict) else {})
+        return added(keys.get("data.kind")) | keys
 
     def _check_writable(self) -> None:
         around = (self.path, *self.path.absolute().parents)
