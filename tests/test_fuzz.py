@@ -201,7 +201,8 @@ def distorted(draw, override: str) -> str:
 @once
 def small(data: str, local: str) -> tuple[list[str], dict[str, object]]:
     """Overrides that make this data set and everything else small, and all values under them."""
-    base = [f"data={data}", *BASE]
+    own = ["data.path=embedded:pydocs"] * (data == "text") or ["data.path=x"] * (data == "images")
+    base = [f"data={data}", *own, *BASE]
     values = flatten(config(*base).model_dump())
     if values.get("data.path"):
         base.append(f"data.path={local}")

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def _whole(folder: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits that change if and only if the cached content does; notes do not count."""
+    """Sixteen hex digits that change if and only if the cached content does, without notes."""
     sums = json.loads((folder / "manifest.json").read_text())["sha256"]
     sums.pop(NOTES, None)
     return digest(json.dumps(sums, sort_keys=True).encode())[:16]
@@ -86,31 +86,27 @@ def array(folder: Path, name: str) -> np.ndarray:
     return np.load(folder / f"{name}.npy", mmap_mode="r")
 
 
-class GrowingArray:
-    """A one-dimensional .npy file that is written piece by piece, so that it need not fit in
-    memory. The file is the same as that of `np.save` of the whole array.
+@contextlib.contextmanager
+def growing_array(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends values (n,) to a .npy file, so that the array need not fit in
+    memory. In the end the file is the same as that of `np.save` of the whole array.
     """
+    length = 0
+    with open(path, "wb") as file:
 
-    def __init__(self, file: Path, dtype: type):
-        self.dtype, self.length, self._file = np.dtype(dtype), 0, open(file, "wb")
+        def write_header() -> None:
+            described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(file, described)
 
-    def __enter__(self) -> "GrowingArray":
-        self._write_header()
-        return self
+        def append(values: np.ndarray) -> None:
+            nonlocal length
+            length += len(values)
+            file.write(values.astype(dtype, copy=False).tobytes())
 
-    def append(self, values: np.ndarray) -> None:
-        """Write more values (n,)."""
-        self.length += len(values)
-        self._file.write(values.astype(self.dtype, copy=False).tobytes())
-
-    def __exit__(self, *exception) -> None:
-        with self._file:
-            self._file.seek(0)
-            self._write_header()  # numpy leaves room for a length of 21 digits
-
-    def _write_header(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()  # numpy leaves room for a length of 21 digits
 
 
 def digest(data: bytes) -> str:

@@ -1,5 +1,5 @@
-"""Rows of a data set, from the hub or from a local folder, read by `datasets`: parquet, JSON lines,
-CSV, plain text (a row is a line of a .txt file), or a folder of images for each class.
+"""Rows of a data set, from the hub or from a local folder, read by `datasets`: parquet, JSON
+lines, CSV, plain text (a row is a line of a .txt file), or a folder of images for each class.
 """
 
 import hashlib
@@ -74,9 +74,7 @@ class Rows:
         for split in SPLITS:
             if split not in loaded and getattr(self.data, f"{split}_size", None) is None:
                 cut = f"; data.{split}_size=0.1 cuts one from train" * (split != "train")
-                raise BadInput(
-                    f"{self.where}: no split {split}; it has {', '.join(loaded)}{cut}"
-                )
+                raise BadInput(f"{self.where}: no split {split}; it has {', '.join(loaded)}{cut}")
         return {split: self._checked(split, loaded[split]) for split in SPLITS if split in loaded}
 
     def _checked(self, split: str, rows):

@@ -26,6 +26,7 @@ from attnlab.runtime.seeding import reseed
 
 log = logging.getLogger(__name__)
 
+
 @dataclass
 class ImageData:
     """Pixels (N, H, W, 3) uint8 and labels (N,) of the splits that the source has, memory-mapped.
@@ -186,13 +187,15 @@ def _decode(source: Rows, data: Image, folder: Path) -> None:
     used = np.unique(labels["train"])
     column = f"{source.where}: column {data.label_column}"
     if len(used) == 1:
-        raise BadInput(f"{column}: all training images have label {used[0]}; two classes are needed")
+        raise BadInput(
+            f"{column}: all training images have label {used[0]}; at least two are needed"
+        )
     classes = len(names) if names else int(used[-1]) + 1
     if not names and len(used) < classes:
         gap = min(set(range(classes)) - set(used.tolist()))
         raise BadInput(
-            f"{column}: labels must be 0, 1, 2, ... without a gap; they go up to {used[-1]}, and no "
-            f"training image has {gap}"
+            f"{column}: labels must be 0, 1, 2, ... without a gap; they go up to {used[-1]}, and "
+            f"no training image has {gap}"
         )
     for split, values in labels.items():
         if values.max() >= classes:
@@ -208,8 +211,8 @@ def _labels(rows, column: str, where: str) -> np.ndarray:
     feature = rows.features[column]
     if "int" not in str(getattr(feature, "dtype", "")):
         raise BadInput(
-            f"{where}, column {column}: must hold class numbers from 0 (integers, or a ClassLabel), "
-            f"not {feature}"
+            f"{where}, column {column}: must hold class numbers from 0 (integers, or a "
+            f"ClassLabel), not {feature}"
         )
     values = rows[column][:]
     if None in values:

@@ -1,8 +1,9 @@
 """Text as token ids: read rows, tokenise, cache; training blocks and evaluation windows over them.
 
-A row is a line, or several with their line breaks: a document. The hub's WikiText rows hold "" for a blank line; the raw file, which the released
-code reads, has a line end there as well, so `lines` puts it back. As in the released code, "\\n"
-becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer without these tokens sees the text as it is.
+A row is a line, or several with their line breaks: a document. The hub's WikiText rows hold "" for
+a blank line; the raw file, which the released code reads, has a line end there as well, so `lines`
+puts it back. As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer
+without these tokens sees the text as it is.
 """
 
 import logging
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attnlab.config.schema import Text
-from attnlab.data.cache import GrowingArray, array, cached, fingerprint
+from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.splits import hold_out_stretches
@@ -213,7 +214,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
     with tqdm(total=total, desc="tokenising", unit=" rows", delay=2, disable=None) as bar:
         for split in SPLITS:
             count = ends = 0
-            with GrowingArray(folder / f"{split}.npy", dtype) as ids:
+            with growing_array(folder / f"{split}.npy", dtype) as append:
                 for chunk in _chunks(splits[split], f"{where}: split {split}"):
                     bar.update(len(chunk))
                     count += sum(len(text.split()) for text in chunk)
@@ -221,7 +222,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
                     if known:
                         chunk = [t.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for t in chunk]
                     for encoded in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-                        ids.append(np.array(encoded.ids, dtype=dtype))
+                        append(np.array(encoded.ids, dtype=dtype))
             words.append(count + ends)
             if not count:
                 raise BadInput(f"{where}: split {split} is empty")
