@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ from attnlab.config.schema import Image
 from attnlab.data.cache import NOTES, array, cached, digest, fingerprint
 from attnlab.data.embedded import IMAGES, embedded
 from attnlab.data.hub import SPLITS, Rows
-from attnlab.data.splits import hold_out
+from attnlab.data.splits import cut
 from attnlab.errors import BadInput
 from attnlab.runtime.seeding import reseed
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -150,15 +147,9 @@ def build_images(data: Image, seed: int, cache: Path) -> ImageData:
         folder = cached(cache, data.name, key, lambda folder: _decode(source, data, folder))
         content, notes = fingerprint(folder), json.loads((folder / NOTES).read_text())
         arrays = {file.stem: array(folder, file.stem) for file in folder.glob("*.npy")}
-
     there = [split for split in SPLITS if f"{split}_labels" in arrays]
     labels = {split: arrays[f"{split}_labels"] for split in there}
-    sizes = {s: getattr(data, f"{s}_size") for s in SPLITS[1:] if s not in there}
-    where = f"data.path={data.path}"
-    indices = hold_out(len(labels["train"]), sizes.get("validation"), sizes.get("test"), where)
-    if sizes:
-        cut = ", ".join(f"{split} {len(rows):,}" for split, rows in indices.items())
-        log.info("%s: lacks %s; images cut from train: %s", where, " and ".join(sizes), cut)
+    indices = cut(len(labels["train"]), data, there, f"data.path={data.path}")
     for split in there[1:]:
         indices[split] = np.arange(len(labels[split]))
     classes = notes["classes"] or 1 + int(max(values.max() for values in labels.values()))

@@ -6,7 +6,7 @@ puts it back. As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [
 without these tokens sees the text as it is.
 """
 
-import logging
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -23,11 +23,9 @@ from attnlab.config.schema import Text
 from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows
-from attnlab.data.splits import hold_out_stretches
+from attnlab.data.splits import HOLD_OUT, STRETCHES, cut
 from attnlab.data.tokenizer import choose_tokenizer
 from attnlab.errors import BadInput
-
-log = logging.getLogger(__name__)
 
 # What is in memory at a time, however large the text is: rows that are read, characters that are
 # tokenised (but at least one row of each), tokens that are counted.
@@ -151,16 +149,18 @@ def build_text(data: Text, cache: Path) -> TextData:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # the library's threads
     made = embedded(data.path, TEXT)
     source = made(data.text_column) if made else Rows(data, [data.text_column], cache)
-    tokenizer_key, make_tokenizer = choose_tokenizer(data, lambda: split_rows(source, data))
+    splits = functools.cache(lambda: split_rows(source, data))
+    tokenizer_key, make_tokenizer = choose_tokenizer(data, splits)
     keys = ("text_column", "validation_size", "test_size")
     key = {
         "content": source.fingerprint,
         "tokenizer": tokenizer_key,
+        "cut": [HOLD_OUT, STRETCHES],
         **{key: getattr(data, key) for key in keys},
     }
 
     def build(folder: Path) -> None:
-        _tokenise(source.where, split_rows(source, data), make_tokenizer(), folder)
+        _tokenise(source.where, splits(), make_tokenizer(), folder)
 
     folder = cached(cache, data.name, key, build)
     tokens = {split: array(folder, split) for split in SPLITS}
@@ -184,18 +184,13 @@ def build_text(data: Text, cache: Path) -> TextData:
 
 def split_rows(source, data: Text) -> dict:
     """The column of text of every split, sliced as a list is; splits that the source lacks are cut
-    from its training rows (see `attnlab.data.splits`).
+    from its training rows (see `splits.cut`).
     """
     splits = dict(source.splits)
-    sizes = {s: getattr(data, f"{s}_size") for s in SPLITS[1:] if s not in splits}
-    if sizes:
+    if len(splits) < len(SPLITS):
         train = splits["train"]
-        parts = hold_out_stretches(
-            len(train), sizes.get("validation"), sizes.get("test"), source.where
-        )
+        parts = cut(len(train), data, list(splits), source.where)
         splits |= {split: train.select(rows) for split, rows in parts.items()}
-        cut = ", ".join(f"{split} {len(splits[split]):,}" for split in parts)
-        log.info("%s: lacks %s; rows cut from train: %s", source.where, " and ".join(sizes), cut)
     return {split: splits[split][data.text_column] for split in SPLITS}
 
 
