@@ -167,8 +167,8 @@ def build_text(data: Text, cache: Path) -> TextData:
     shortest = min(SPLITS, key=lambda split: len(tokens[split]))
     if len(tokens[shortest]) <= data.sequence_length:
         raise BadInput(
-            f"data.sequence_length={data.sequence_length}: split {shortest} has only "
-            f"{len(tokens[shortest])} tokens; at most {len(tokens[shortest]) - 1} is allowed"
+            f"data.sequence_length={data.sequence_length}: split {shortest} of {source.where} has "
+            f"only {len(tokens[shortest])} tokens; at most {len(tokens[shortest]) - 1} is allowed"
         )
     words, vocab = array(folder, "words"), int(array(folder, "vocab"))
     return TextData(
@@ -220,7 +220,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
                         append(np.array(encoded.ids, dtype=dtype))
             words.append(count + ends)
             if not count:
-                raise BadInput(f"{where}: split {split} is empty")
+                raise BadInput(f"{where}: split {split} has no words")
     np.save(folder / "words.npy", np.array(words))
 
 
