@@ -47,7 +47,12 @@ ADDED = {
 }
 # The same for keys that only one kind of data has.
 ADDED_TO_DATA: dict[str, dict[str, Any]] = {
-    "text": {"text_column": "text", "validation_size": None, "test_size": None},
+    "text": {
+        "text_column": "text",
+        "validation_size": None,
+        "test_size": None,
+        "alphabet_size": None,
+    },
     "image": {"test_size": None},
 }
 
@@ -127,6 +132,7 @@ class Text(Stored):
     test_size: Annotated[float, Field(gt=0, lt=1)] | None
     tokenizer: PathName
     vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
+    alphabet_size: PositiveInt | None
     sequence_length: PositiveInt
     eval_stride: PositiveInt
 

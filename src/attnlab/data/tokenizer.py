@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +21,9 @@ def choose_tokenizer(data: Text, splits: Callable[[], dict]) -> tuple[str, Calla
     name = data.tokenizer
     if name == "train":
         code = digest(inspect.getsource(sys.modules[__name__]).encode())[:16]
-        key = f"train {data.vocab_size} {code}"
-        return key, lambda: _train_wordpiece(splits()["train"], data.vocab_size)
+        key = f"train {data.vocab_size} {data.alphabet_size} {code}"
+        sizes = data.vocab_size, data.alphabet_size
+        return key, lambda: _train_wordpiece(splits()["train"], *sizes)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
@@ -63,14 +65,26 @@ def with_decoder(tokenizer):
     return tokenizer
 
 
-def _train_wordpiece(rows, vocab_size: int):
+def _train_wordpiece(rows, vocab_size: int, alphabet_size: int | None):
     """A cased WordPiece as BERT's, trained on the training split; the same one every time.
+
+    alphabet_size: the number of most frequent characters that it knows; None: all. The library
+    could limit it too, but chooses among equally frequent ones by chance.
 
     The library's trainer numbers the continuing characters (##a) in an order that differs from
     process to process, and breaks ties by number. So it runs twice: once to learn which there are,
     once with their order given.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    limit: dict = {}
+    if alphabet_size:
+        counts: Counter[str] = Counter()
+        for row in rows:
+            counts.update(row or "")
+        visible = [character for character in counts if not character.isspace()]
+        alphabet = sorted(visible, key=lambda c: (-counts[c], c))[:alphabet_size]
+        limit = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
 
     def bare(model):
         tokenizer = Tokenizer(model)
@@ -81,7 +95,10 @@ def _train_wordpiece(rows, vocab_size: int):
     def trained_vocab(first: list[str]) -> dict[str, int]:
         tokenizer = bare(models.WordPiece(unk_token="[UNK]"))
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=first, show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=first,
+            show_progress=False,
+            **limit,
         )
         text = ((row or "").replace("<unk>", " ") for row in rows)
         tokenizer.train_from_iterator(text, trainer)

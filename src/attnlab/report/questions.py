@@ -162,9 +162,7 @@ def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> 
         yield f"data={config['data.name']} instead of {data}"
     expected = _place(_composed(experiment, *here, *_choice(config)), question)
     found = _place(config, question)
-    if (
-        len(_choice(config)) > 1
-    ):  # no configuration of it is shipped that its keys could be held to
+    if len(_choice(config)) > 1:  # no YAML of it is shipped that its keys could be held to
         expected |= {key: found[key] for key in found if key.startswith("data.")}
     keys = [k for k in expected | found if expected.get(k) != found.get(k)]
     for key in keys[:MOST_NAMED]:
