@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attnlab.config.schema import Text
@@ -77,11 +77,14 @@ def _train_wordpiece(rows, vocab_size: int, alphabet_size: int | None):
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+    def text() -> Iterator[str]:
+        return ((row or "").replace("<unk>", " ") for row in rows)
+
     limit: dict = {}
     if alphabet_size:
         counts: Counter[str] = Counter()
-        for row in rows:
-            counts.update(row or "")
+        for line in text():
+            counts.update(line)
         visible = [character for character in counts if not character.isspace()]
         alphabet = sorted(visible, key=lambda c: (-counts[c], c))[:alphabet_size]
         limit = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
@@ -100,8 +103,7 @@ def _train_wordpiece(rows, vocab_size: int, alphabet_size: int | None):
             show_progress=False,
             **limit,
         )
-        text = ((row or "").replace("<unk>", " ") for row in rows)
-        tokenizer.train_from_iterator(text, trainer)
+        tokenizer.train_from_iterator(text(), trainer)
         return tokenizer.get_vocab()
 
     continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
