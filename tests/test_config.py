@@ -64,6 +64,7 @@ BAD = [
     ("data=text", "data.path=null: text data needs a hub id or a local folder"),
     ("data=images", "data.path=null: image data needs a hub id or a local folder"),
     ("data=images data.path=x data.test_size=1.5", "must be a whole number, or a share below 1"),
+    ("data=images data.path=x data.test_size=0", "data.test_size=0: must be greater than 0"),
     ("data=text data.path=x data.test_size=1", "data.test_size=1: must be less than 1"),
     (f"data=text data.path={'x' * 300}", "File name too long"),
     ("data.eval_stride=4096", "must be at most data.sequence_length=128"),

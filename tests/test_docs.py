@@ -13,7 +13,7 @@ from attnlab import cli
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Pages of docs that are being written; a name goes when its page is there.
-AWAITED = {"data.md", "export.md", "gpu.md", "layer.md", "questions.md", "tracking.md"}
+AWAITED = {"export.md", "gpu.md", "layer.md", "questions.md", "tracking.md"}
 LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
 # A path from the root; the page on a mechanism of one's own names files that do not exist yet.
 PATH = re.compile(

@@ -101,7 +101,7 @@ def _rows(size: float) -> float | int:
     return size if 0 < size < 1 else int(size)
 
 
-PartOf = Annotated[float, Field(ge=0, le=LARGEST), AfterValidator(_rows)]
+PartOf = Annotated[float, Field(le=LARGEST), AfterValidator(_rows)]
 
 
 class Stored(Section):
@@ -151,8 +151,8 @@ class Image(Stored):
     image_column: Annotated[str, Field(min_length=1)]
     label_column: Annotated[str, Field(min_length=1)]
     image_size: PositiveInt
-    validation_size: PartOf | None
-    test_size: PartOf | None
+    validation_size: Annotated[PartOf, Field(ge=0)] | None
+    test_size: Annotated[PartOf, Field(gt=0)] | None
     augment: Augment
 
 

@@ -71,10 +71,8 @@ class Rows:
                 loaded = datasets.load_dataset(self.data.path, self.data.config, **store)
         except Exception as error:  # the hub's and arrow's errors share no base class
             raise BadInput(f"{self.where}: {self._explain(error, local)}") from None
-        for split in SPLITS:
-            if split not in loaded and getattr(self.data, f"{split}_size", None) is None:
-                cut = f"; data.{split}_size=0.1 cuts one from train" * (split != "train")
-                raise BadInput(f"{self.where}: no split {split}; it has {', '.join(loaded)}{cut}")
+        if "train" not in loaded:
+            raise BadInput(f"{self.where}: no split train; it has {', '.join(loaded)}")
         return {split: self._checked(split, loaded[split]) for split in SPLITS if split in loaded}
 
     def _checked(self, split: str, rows):

@@ -25,9 +25,14 @@ def cut(n: int, data: Text | Image, there: list[str], where: str) -> dict[str, n
     data.validation_size and data.test_size are numbers of units, or shares below 1, of which at
     least one unit is taken. Validation has the permutation's first units and test its last, so
     that neither depends on the size of the other. Errors: `BadInput` that names the data set by
-    `where`, if no unit is left for training.
+    `where`, if a size is None or no unit is left for training.
     """
     sizes = {s: getattr(data, f"{s}_size") for s in ("validation", "test") if s not in there}
+    for split in (split for split, size in sizes.items() if size is None):
+        raise BadInput(
+            f"{where}: no split {split}; it has {', '.join(there)}; data.{split}_size=0.1 cuts one "
+            "from train"
+        )
     units = min(n, STRETCHES) if isinstance(data, Text) else n
     first, last = (_count(sizes.get(split), units) for split in ("validation", "test"))
     if first + last >= units:
