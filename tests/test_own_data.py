@@ -280,28 +280,24 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path, kind, case, files, ov
     assert not list(tmp_path.glob("cache/.part-*"))
 
 
-@pytest.mark.parametrize("kind", ["text", "images"])
-def test_ones_own_data_from_training_to_report(kind, tmp_path, capsys):
-    """Named after its folder, tested again from the run's folder, beside no published number."""
-    for place in ("one", "two"):
-        if kind == "images":
-            write_images(tmp_path / place / "mine", each=10 if place == "one" else 12)
-        else:
-            rows = [{"text": document} for document in DOCUMENTS]
-            write_jsonl(
-                tmp_path / place / "mine" / "rows.jsonl", rows[: 120 if place == "one" else 90]
-            )
-    cfg = own(kind, tmp_path / "one" / "mine")
-    folder = tmp_path / "runs" / "a"
-    result = run(cfg, folder)
-    assert (result["data"], result["status"]) == ("mine", "finished")
-    stored = compose.load(folder)
-    assert stored.hash == cfg.hash and prepared(stored).fingerprint == result["data_fingerprint"]
+def test_ones_own_data_from_training_to_report(tmp_path, capsys):
+    """Named after its folder, read again from the run's folder, beside no published number."""
+    write_images(tmp_path / "one" / "pets")
+    write_jsonl(tmp_path / "one" / "notes" / "rows.jsonl", [{"text": text} for text in DOCUMENTS])
+    for kind, name in (("images", "pets"), ("text", "notes")):
+        cfg, folder = own(kind, tmp_path / "one" / name), tmp_path / "runs" / name
+        result = run(cfg, folder)
+        assert (result["data"], result["status"]) == (name, "finished")
+        stored = compose.load(folder)
+        assert stored.hash == cfg.hash
+        assert prepared(stored).fingerprint == result["data_fingerprint"]
     report(tmp_path / "runs", tmp_path / "runs" / "report")
     text = (tmp_path / "runs" / "report" / "report.md").read_text()
-    assert "The paper has no experiment on mine" in text
+    for name in ("pets", "notes"):
+        assert f"The paper has no experiment on {name}" in text
+    other = write_images(tmp_path / "two" / "pets", each=12)
     with pytest.raises(BadInput, match=r"trained on data with fingerprint .*; .*data\.name="):
-        run(own(kind, tmp_path / "two" / "mine"), folder)
+        run(own("images", other), tmp_path / "runs" / "pets")
 
 
 def test_published_data_is_known_by_its_keys_not_its_name():

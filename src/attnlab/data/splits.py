@@ -28,11 +28,10 @@ def cut(n: int, data: Text | Image, there: list[str], where: str) -> dict[str, n
     `where`, if a size is None or no unit is left for training.
     """
     sizes = {s: getattr(data, f"{s}_size") for s in ("validation", "test") if s not in there}
-    for split in (split for split, size in sizes.items() if size is None):
-        raise BadInput(
-            f"{where}: no split {split}; it has {', '.join(there)}; data.{split}_size=0.1 cuts one "
-            "from train"
-        )
+    if None in sizes.values():
+        split = next(split for split, size in sizes.items() if size is None)
+        rule = f"data.{split}_size=0.1 cuts one from train"
+        raise BadInput(f"{where}: no split {split}; it has {', '.join(there)}; {rule}")
     units = min(n, STRETCHES) if isinstance(data, Text) else n
     first, last = (_count(sizes.get(split), units) for split in ("validation", "test"))
     if first + last >= units:
