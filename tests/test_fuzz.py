@@ -203,9 +203,11 @@ def distorted(draw, override: str) -> str:
 @once
 def small(data: str, local: str) -> tuple[list[str], dict[str, object]]:
     """Overrides that make this data set and everything else small, and all values under them."""
-    base = [f"data={data}", *BASE]
+    embedded = {"text": "pydocs", "images": "digits"}.get(data)
+    own = [f"data.path=embedded:{embedded}"] * bool(embedded)
+    base = [f"data={data}", *own, *BASE]
     values = flatten(config(*base).model_dump())
-    if values.get("data.path"):
+    if not values.get("data.path", "embedded:").startswith("embedded:"):
         base.append(f"data.path={local}")
         if values["data.kind"] == "image":
             base.append("data.validation_size=20")
