@@ -25,7 +25,7 @@ ABLATIONS := $(basename $(notdir $(filter-out %seeds.yaml,$(wildcard configs/exp
 REPRODUCE := $(addprefix reproduce-,table1 table3 table4 figure1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint smoke benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report docs
+.PHONY: help setup demo test chaos lint smoke gpu benchmark $(REPRODUCE) reproduce-paper reproduce-mini ablations report docs
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ docs: setup  ## the documentation as a site: outputs/site, built strictly
 	@rm -rf outputs/pages && mkdir -p outputs/pages
 	@ln -s $(PAGES:%=$(CURDIR)/%) outputs/pages/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+gpu: setup  ## what an NVIDIA GPU shows: results/gpu/<device>, in nine minutes (ARGS=size=smoke: on the CPU, a little of everything)
+	$(PY) scripts/gpu.py $(ARGS)
 
 benchmark: setup  ## Neural Attention beside the dot product: attention alone, then whole training steps (15 minutes on 2 cores)
 	@mkdir -p outputs

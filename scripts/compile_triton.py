@@ -5,11 +5,6 @@
 The cases have bfloat16 values of width 64, a causal mask and ReLU.
 """
 
-import re
-import subprocess
-import tempfile
-from pathlib import Path
-
 from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
@@ -20,51 +15,11 @@ CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layer
     "released_d16": (16, 8, True),
     "h=64": (64, 1, False),
 }
-HALF = ("v", "out", "grad_out", "grad_v")
-INTEGERS = ("heads", "n", "m")
-
-
-def compiled(kernel: str, case, arch: int) -> tuple[str, int]:
-    """PTX and bytes of shared memory of one kernel for a `triton_backend.Case`."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from attnlab.kernels.triton_backend import KERNELS, specialize
-
-    case, launch = specialize(kernel, case)
-    constants = {"C": case, "PAIRS": case.two or not case.homogeneous}
-    names = KERNELS[kernel].arg_names
-    types = dict.fromkeys(names, "*fp32") | dict.fromkeys(HALF, "*bf16")
-    types |= dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(constants, "constexpr")
-    aligned = [i for i, k in enumerate(names) if k != "heads" and k not in constants]
-    source = ASTSource(
-        fn=KERNELS[kernel],
-        signature={name: types[name] for name in names},
-        constexprs={k: v for k, v in constants.items() if k in names},
-        attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch)
-    return built.asm["ptx"], built.metadata.shared
-
-
-def resources(ptx: str, arch: int) -> list[str]:
-    """Registers, bytes of spill stores and bytes of spill loads, by Triton's own ptxas."""
-    import triton
-
-    ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
-        file.write_text(ptx)
-        name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
-        command = [ptxas, "-v", f"--gpu-name={name}", file, "-o", file.with_suffix(".cubin")]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    numbers = (r"Used (\d+) registers", r"(\d+) bytes spill stores", r"(\d+) bytes spill loads")
-    return [re.search(pattern, log)[1] for pattern in numbers]
 
 
 def main(archs: str = "89,90", cases: str = ",".join(CASES)) -> None:
     """Print the table."""
+    from attnlab.benchmarks.ahead_of_time import compiled, resources
     from attnlab.kernels.triton_backend import INTERPRETED, KERNELS, Case
 
     if INTERPRETED:

@@ -26,12 +26,15 @@ def test_shipped_combinations_are_valid(number):
     scale, protocol = SETTINGS[number]
     for (i, data), (j, model) in itertools.product(enumerate(DATA), enumerate(MODELS)):
         if (i + j) % len(SETTINGS) == number:
-            words = (f"data={data}", f"model={model}", f"scale={scale}", f"protocol={protocol}")
-            if model == "identity" and data in ("iwslt14", "multi30k"):
-                words += ("arch.attentions=[encoder,decoder]",)  # it has no place in the third
-            cfg = config(*words)
+            own = ["data.path=x/own"] if data in ("text", "images", "translation") else []
+            if model == "identity" and data in ("iwslt14", "multi30k", "translation"):
+                own.append("arch.attentions=[encoder,decoder]")  # it has no place in the third
+            cfg = config(
+                f"data={data}", f"model={model}", f"scale={scale}", f"protocol={protocol}", *own
+            )
             chosen = (cfg.scale, cfg.protocol, cfg.data.name, cfg.model.name)
-            assert chosen == (scale, protocol, data, model)
+            name = "own" if data in ("text", "images", "translation") else data
+            assert chosen == (scale, protocol, name, model)
 
 
 BAD = [
@@ -66,7 +69,12 @@ BAD = [
     ("hydra.run.dir=/dev/null/x", "/dev/null is not a writable folder"),
     ("seed=", "seed=: must be a valid integer"),
     ("seed=0,1", "add -m for a sweep"),
-    ("data.path=somewhere", "data=pydocs is embedded and takes no path"),
+    ("data=text", "data.path=null: text data needs a hub id or a local folder"),
+    ("data=images", "data.path=null: image data needs a hub id or a local folder"),
+    ("data=images data.path=x data.test_size=1.5", "must be a whole number, or a share below 1"),
+    ("data=images data.path=x data.test_size=0", "data.test_size=0: must be greater than 0"),
+    ("data=text data.path=x data.test_size=1", "data.test_size=1: must be less than 1"),
+    (f"data=text data.path={'x' * 300}", "File name too long"),
     ("data.eval_stride=4096", "must be at most data.sequence_length=128"),
     ("data=digits arch.patch_size=3", "must be a multiple of arch.patch_size=3"),
     ("data=digits data.validation_size=0", "needs held-out images"),

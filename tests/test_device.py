@@ -1,8 +1,10 @@
 """How a process is set up for its device."""
 
+import pytest
 import torch
 from conftest import config
 
+from attnlab.errors import BadInput
 from attnlab.runtime.device import choose_device
 
 
@@ -17,3 +19,11 @@ def test_deterministic_cuda_does_not_fill_what_is_written_anyway(monkeypatch):
         assert not torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_tf32_is_refused_where_there_is_none_and_left_off_otherwise():
+    cfg = config("runtime.device=cpu", "trainer.precision=tf32")
+    with pytest.raises(BadInput, match=r"^trainer.precision=tf32: needs an NVIDIA GPU"):
+        choose_device(cfg.runtime, cfg.trainer.precision)
+    choose_device(cfg.runtime, "fp32")
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -204,5 +204,6 @@ def test_memory_that_ends_names_the_keys_that_need_less(train, tmp_path):
     )
     assert code == 5 and "Traceback" not in err
     assert "out of cpu memory, peak" in err and "trainer.micro_batch_size=4" in err
+    assert "try trainer.micro_batch_size=2, which changes the result by rounding only" in err
     assert "Nothing was saved yet" in err
     assert (tmp_path / "run" / "failed.txt").is_file()

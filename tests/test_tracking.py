@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from conftest import Halts, config, rows_written, until
 from attnlab.errors import FolderInUse
 from attnlab.run import run
 from attnlab.runs.folder import RunFolder
+from attnlab.runs.tracking import offline_rows
 
 SMALL = ["data=nt", "scale=smoke", "model=dot_product", "data.eval_size=8", "runtime.threads=1"]
 LONG = [
@@ -147,31 +147,6 @@ def mirrored(history: list[dict]) -> dict[int, dict]:
     }
 
 
-def offline(folder: Path) -> list[dict]:
-    """History rows of the folder's one offline run: a LevelDB log of protobuf records."""
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    assert file.stem == "run-" + (folder / "wandb_id.txt").read_text()
-    data, at, parts, rows = file.read_bytes(), 7, b"", []  # 7: the file's own header
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # a block's tail too short for a header is padding
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole record, or the last part of one
-            record = wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-            if record.HasField("history"):
-                items = record.history.item
-                rows.append(
-                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-                )
-    return rows
-
-
 def events(folder: Path) -> dict[int, dict]:
     """The scalars of all event files: for each step, its values; each must be there once."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -212,7 +187,7 @@ def test_killed_run_is_whole_in_one_offline_run_and_in_tensorboard(start, train,
     code, _, err = train(*both)
     assert code == 0 and err.count("W&B") == 1  # where it is
     assert "from step 40" in err  # 20 steps were to be done again
-    rows = mirrored(offline(folder))
+    rows = mirrored(offline_rows(folder))
     assert rows == record(folder)
     assert events(folder) == {
         step: {key: pytest.approx(value) for key, value in values.items()}
@@ -263,7 +238,7 @@ def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
         options = (*SMALL, "logger=wandb", "hydra.run.dir=run")
         code, _, err = train(*options, **KEY, WANDB_BASE_URL=silent)
     assert code == 0 and f"W&B runs offline: {silent} does not answer\n" in err
-    assert mirrored(offline(folder)) == record(folder)
+    assert mirrored(offline_rows(folder)) == record(folder)
     began, ended = ((folder / name).stat().st_mtime for name in ("env.json", "result.json"))
     assert ended - began < PATIENCE
 
@@ -322,7 +297,7 @@ def test_upload_writes_an_offline_run(unmirrored, train):
     for _ in range(2):
         code, out, err = train("run", "mode=offline", script="scripts/upload.py")
         assert code == 0 and out.startswith("5 of 5 rows are new: "), (out, err)
-        found = mirrored(offline(folder))
+        found = mirrored(offline_rows(folder))
         assert found == record(folder) and found[1]["train/loss"] is None
 
 

@@ -5,17 +5,19 @@ import shutil
 
 import pytest
 import torch
-from conftest import config, metrics, newest, prepared
+from conftest import config, metrics, model_of, newest, prepared
 
+from attnlab.data.symbols import UNSCORED
 from attnlab.errors import BadInput
 from attnlab.run import build, run
 from attnlab.training.diagnostics import dead_scorers, warn_if_dead
 from attnlab.training.evaluate import evaluate
 from attnlab.training.flops import arithmetic, flops_per_step
 from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.prefetch import Prefetch
 from attnlab.training.selection import Selection
 from attnlab.training.trainer import total_steps
-from attnlab.training.update import precision
+from attnlab.training.update import Update, precision
 
 
 def smoke(cache, *overrides):
@@ -199,3 +201,25 @@ def test_an_evaluation_that_is_not_a_number_is_beaten_by_any_that_is():
     nan, good = {selection.key: float("nan")}, {selection.key: 0.5}
     assert selection.better(nan, {}) and selection.better(good, nan)
     assert not selection.better(nan, good) and not selection.better(good, good)
+
+
+def test_a_micro_batch_without_a_scored_target_counts_nothing():
+    """The other micro-batch decides the loss and the update; no target at all is a loss of 0."""
+    cfg = config("data=nt", "scale=smoke", "trainer.batch_size=4", "trainer.micro_batch_size=2")
+    tokens = torch.randint(8, (4, 6))
+    unscored = torch.full_like(tokens[:2], UNSCORED)
+
+    def updated(*micro_batches):
+        model = model_of(cfg, 8, 8, 6).eval()
+        scaler = torch.amp.GradScaler("cpu", enabled=False)
+        update = Update(model, build_optimizer(model, cfg.trainer), scaler, cfg.trainer, 0)
+        batches = Prefetch(iter(micro_batches), 2, torch.device("cpu"))
+        return *update(0, 1e-3, batches), model.state_dict()
+
+    half = (tokens[:2], tokens[:2])
+    loss, norm, finite, weights = updated(half, half)
+    again, same_norm, _, same = updated((tokens[2:], unscored), half)
+    assert finite and again == pytest.approx(loss) and same_norm == pytest.approx(norm)
+    for key, value in weights.items():
+        torch.testing.assert_close(same[key], value, rtol=1e-4, atol=1e-6)
+    assert updated((tokens[2:], unscored), (tokens[2:], unscored))[:3] == (0.0, 0.0, True)

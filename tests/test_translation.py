@@ -237,7 +237,9 @@ def test_label_smoothing_and_schedule_are_the_published_ones():
         for i, j in itertools.product(range(2), range(3))
         if targets[i, j] != UNSCORED
     ]
-    torch.testing.assert_close(training_loss(logits, targets, 0.1), torch.stack(wanted).mean())
+    torch.testing.assert_close(
+        training_loss(logits, targets, smoothing=0.1), torch.stack(wanted).mean()
+    )
     options = config("data=multi30k", "scale=paper").trainer
     for step in (0, 10, 3999, 4000, 50_000):
         paper = 512**-0.5 * min((step + 1) ** -0.5, (step + 1) * 4000**-1.5)

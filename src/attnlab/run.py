@@ -41,7 +41,7 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     result.json. Errors: those of `errors`; if training had begun, failed.txt gives the reason.
     """
     try:
-        device = choose_device(cfg.runtime)
+        device = choose_device(cfg.runtime, cfg.trainer.precision)
         with distributed.process_group(device):
             result, before = _run(distributed.quiet_unless_main(cfg), path, device)
             speaks = distributed.rank() == 0
@@ -103,11 +103,14 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     for name, place in tracker.places.items():
         log.info("%s: %s", name, place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
+    params = 0
     try:
         folder.write_json("env.json", env)
         if tokenizer := getattr(data, "tokenizer_file", None):
             folder.write("tokenizer.json", tokenizer.read_bytes())
-        model = build(cfg, data).to(device)
+        model = build(cfg, data)
+        params = parameter_counts(model)["params"]
+        model.to(device)
         summary = fit(cfg, data, model, folder, tracker, state)
         distributed.barrier()  # for best.pt
         began = time.perf_counter()
@@ -142,7 +145,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         raise
     except Exception as error:
         with deaf_to_children():
-            explained = explain(error, cfg, device, folder)
+            explained = explain(error, cfg, device, folder, params)
             PROGRESS.info("%s: %s", type(explained).__name__, explained)
             with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
                 folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")

@@ -1,5 +1,6 @@
 """Time and memory of Neural Attention beside torch's dot-product attention: attention alone."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.benchmarks.timing import environment, extra_memory, paired
+from attnlab.benchmarks.timing import SECONDS, environment, extra_memory, paired
 from attnlab.functional import ACTIVATIONS
 from attnlab.kernels.ops import BACKENDS
 from attnlab.models.attention.base import head_linear
@@ -24,10 +25,12 @@ CASES: dict[str, tuple[int | None, list[int]]] = {
     "d16_h16": (16, [16]),
     "released_d16": (16, [16, 8]),
     "full_h64": (None, [64]),
+    "d16_h32": (16, [32]),  # the paper's text
+    "full_h128": (None, [128]),  # the paper's text
 }
 SDPA = ("dot_product", "sdpa")
-LITERAL = "algorithm_1"
-ALL_BACKENDS = [LITERAL, "eager", *BACKENDS]
+LITERAL, FLEX = "algorithm_1", "flex_attention"
+ALL_BACKENDS = [LITERAL, "eager", *BACKENDS, FLEX]
 LARGEST_TENSOR = 2**29  # bytes: what would need a larger one is left out
 
 
@@ -46,8 +49,26 @@ class Shape:
 def attention(
     shape: Shape, cases: list[str], backends: list[str], device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """A row for each case, backend and pass on this shape: ms, ratio to the dot product with its
-    quartiles, and peak MiB above what was there before.
+    """Two rows (see `measure`) for the dot product, and for each case and backend that fits this
+    shape and machine.
+    """
+    yield from measure(shape, *SDPA, device)
+    for case in cases:
+        for backend in backends:
+            yield from measure(shape, case, backend, device)
+
+
+def measure(
+    shape: Shape,
+    case: str,
+    backend: str,
+    device: torch.device,
+    limit: float = SECONDS,
+    largest: int = LARGEST_TENSOR,
+) -> list[dict[str, Any]]:
+    """A row each for the forward and for both passes: ms, ratio to the dot product with its
+    quartiles, and peak MiB above what was there before. None if a tensor of more than `largest`
+    bytes would be needed, or the backend cannot serve. limit: seconds of a measurement.
     """
     torch.manual_seed(0)
     size = (3, shape.batch, shape.heads, shape.n, shape.d)
@@ -55,14 +76,20 @@ def attention(
     upstream = torch.randn(size[1:], dtype=shape.dtype, device=device)
     leaves = [x.requires_grad_() for x in inputs.unbind()]
     dot = dot_product(shape.causal)
-    for (case, backend), run, parameters in contenders(shape, cases, backends, device):
-        for both in (False, True):
-            arguments = (upstream if both else None, device)
-            base = step(dot, leaves, [], *arguments)
-            ours = base if backend == "sdpa" else step(run, leaves, parameters, *arguments)
-            peak = extra_memory(ours, device)
-            d_prime, hidden = CASES.get(case, (None, None))
-            yield {
+    run, parameters = dot, []
+    if (case, backend) != SDPA:
+        found = contender(shape, case, backend, device, largest)
+        if found is None:
+            return []
+        run, parameters = found
+    d_prime, hidden = CASES.get(case, (None, None))
+    rows = []
+    for both in (False, True):
+        base = step(dot, leaves, [], upstream if both else None)
+        ours = step(run, leaves, parameters, upstream if both else None)
+        peak = extra_memory(ours, device)
+        rows.append(
+            {
                 "case": case,
                 "backend": backend,
                 "n": shape.n,
@@ -74,42 +101,45 @@ def attention(
                 "causal": shape.causal,
                 "dtype": str(shape.dtype).removeprefix("torch."),
                 "pass": "forward_backward" if both else "forward",
-                **paired(ours, base),
+                **paired(ours, base, device, limit),
                 "peak_mib": peak,
                 **environment(device),
             }
+        )
+    return rows
 
 
-def contenders(shape: Shape, cases: list[str], backends: list[str], device: torch.device):
-    """Name, function of q, k, v and parameters, for whatever fits this shape and machine."""
-    yield SDPA, dot_product(shape.causal), []
-    for case in cases:
-        d_prime, hidden = CASES[case]
-        pairs = 4 * shape.batch * shape.heads * shape.n**2
-        for backend in backends:
-            widest = 2 * (d_prime or shape.d) if backend == LITERAL else hidden[0]
-            if backend not in BACKENDS and pairs * widest > LARGEST_TENSOR:
-                continue
-            module = mechanism(d_prime, hidden, backend, shape).to(device)
-            if backend in BACKENDS:
-                heads = torch.zeros(1, shape.heads, 1, shape.d, dtype=shape.dtype, device=device)
-                tables = module.score_network.tables(heads, heads, 1.0, module.project)
-                if BACKENDS[backend].unsupported(*tables, heads, "relu"):
-                    continue
+def contender(shape: Shape, case: str, backend: str, device: torch.device, largest: int):
+    """A function of q, k, v and its parameters, or None; see `measure`."""
+    d_prime, hidden = CASES[case]
+    pairs = 4 * shape.batch * shape.heads * shape.n**2
+    widest = 2 * (d_prime or shape.d) if backend == LITERAL else hidden[0]
+    if backend in (LITERAL, "eager") and pairs * widest > largest:
+        return None
+    if backend == FLEX and (device.type != "cuda" or len(hidden) > 1):
+        return None  # on CPU it has no gradients
+    module = mechanism(d_prime, hidden, backend, shape).to(device)
+    if backend in BACKENDS:
+        heads = torch.zeros(1, shape.heads, 1, shape.d, dtype=shape.dtype, device=device)
+        tables = module.score_network.tables(heads, heads, 1.0, module.project)
+        if BACKENDS[backend].unsupported(*tables, heads, "relu"):
+            return None
 
-            def run(q, k, v, module=module, literal=backend == LITERAL):
-                autocast = torch.autocast(q.device.type, q.dtype, enabled=q.dtype.itemsize == 2)
-                with autocast:
-                    if literal:
-                        return algorithm_1(module, q, k, v, shape.causal)
-                    return module(q, k, v, causal=shape.causal)
+    def run(q, k, v):
+        autocast = torch.autocast(q.device.type, q.dtype, enabled=q.dtype.itemsize == 2)
+        with autocast:
+            if backend == LITERAL:
+                return algorithm_1(module, q, k, v, shape.causal)
+            if backend == FLEX:
+                return flex(module, q, k, v, shape.causal)
+            return module(q, k, v, causal=shape.causal)
 
-            yield (case, backend), run, list(module.parameters())
+    return run, list(module.parameters())
 
 
 def mechanism(d_prime: int | None, hidden: list[int], backend: str, shape: Shape):
     """A `NeuralAttention` as configured by the paper, but for d' and hidden."""
-    backend = "eager" if backend == LITERAL else backend
+    backend = "eager" if backend in (LITERAL, FLEX) else backend
     return NeuralAttention(shape.heads, shape.d, d_prime=d_prime, hidden=hidden, backend=backend)
 
 
@@ -131,20 +161,47 @@ def algorithm_1(module: NeuralAttention, q: Tensor, k: Tensor, v: Tensor, causal
     return scores.softmax(-1).to(v.dtype) @ v
 
 
+def flex(module: NeuralAttention, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """By torch's FlexAttention (arXiv 2412.05496), compiled: a score network of one ReLU layer as
+    score_mod, on captured sums a, c (B, H, N, h) of every token; the product of queries and keys,
+    which FlexAttention always computes, is that of zeros of the least width, 16.
+    """
+    a, c, _, _, weight = module.score_network.tables(q, k, module.scale, module.project)
+
+    def score_mod(score, batch, head, i, j):
+        for r in range(a.shape[-1]):
+            unit = torch.relu(a[batch, head, i, r] + c[batch, head, j, r])
+            score = score + weight[head, r] * unit
+        return score
+
+    attend, mask = _compiled_flex(causal, q.shape[2], q.device)
+    none = torch.zeros(*q.shape[:3], 16, dtype=v.dtype, device=q.device)
+    return attend(none, none, v, score_mod=score_mod, block_mask=mask)
+
+
+@functools.cache
+def _compiled_flex(causal: bool, n: int, device: torch.device):
+    """The operator, and the mask in its form."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    mask = None
+    if causal:
+        mask = create_block_mask(lambda b, h, i, j: j <= i, None, None, n, n, device=device)
+    return torch.compile(flex_attention, dynamic=False), mask
+
+
 def dot_product(causal: bool) -> Callable[..., Tensor]:
     """torch's fused dot-product attention."""
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
 
-def step(run, leaves, parameters, upstream, device) -> Callable[[], None]:
-    """One forward, or with `upstream` forward and backward; waits for the device."""
+def step(run, leaves, parameters, upstream) -> Callable[[], None]:
+    """One forward, or with `upstream` forward and backward."""
 
     def once() -> None:
         with torch.set_grad_enabled(upstream is not None):
             out = run(*leaves)
             if upstream is not None:
                 torch.autograd.grad(out, [*leaves, *parameters], upstream)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     return once

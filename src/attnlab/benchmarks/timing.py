@@ -30,17 +30,24 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def paired(ours: Callable[[], None], base: Callable[[], None]) -> dict[str, Any]:
-    """Median ms, and median and quartiles of the ratio of paired samples."""
+def paired(
+    ours: Callable[[], None],
+    base: Callable[[], None],
+    device: torch.device,
+    limit: float = SECONDS,
+) -> dict[str, Any]:
+    """Median ms, and median and quartiles of the ratio of paired samples, for about `limit`
+    seconds.
+    """
     for function in (base, ours):
-        function()  # warm-up
+        seconds(function, device)  # warm-up
     times, ratios = [], []
     began = time.perf_counter()
     while len(ratios) < SAMPLES:
-        below, above = seconds(base), seconds(ours)
+        below, above = seconds(base, device), seconds(ours, device)
         times.append(1000 * above)
         ratios.append(above / below)
-        if len(ratios) >= 3 and time.perf_counter() - began > SECONDS:
+        if len(ratios) >= 3 and time.perf_counter() - began > limit:
             break
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
@@ -51,8 +58,15 @@ def paired(ours: Callable[[], None], base: Callable[[], None]) -> dict[str, Any]
     }
 
 
-def seconds(function: Callable[[], None]) -> float:
-    """Duration of one call."""
+def seconds(function: Callable[[], None], device: torch.device) -> float:
+    """Duration of one call; on CUDA that of its work on the device, between two events."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
     began = time.perf_counter()
     function()
     return time.perf_counter() - began

@@ -1,20 +1,22 @@
 """Whole training steps of the arms of a comparison, beside those of the dot product."""
 
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnlab.benchmarks.timing import environment, paired
 from attnlab.config.schema import Config
 from attnlab.data.pairs import Pairs
 from attnlab.models.transformer import build_model
 from attnlab.training.optim import build_optimizer
-from attnlab.training.update import precision, training_loss
+from attnlab.training.prefetch import Prefetch
+from attnlab.training.update import Update
 
 SENTENCE = 32  # tokens in a sentence of translation, on each side
-CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
+CLASSES = 100  # of the images: those of CIFAR-100
 
 
 def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -25,51 +27,53 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
     for name, cfg in arms.items():
         run, _ = training_step(cfg, device, published_shape(cfg))
         base = base or run
-        timing = paired(run, base)
+        timing = paired(run, base, device)
         yield {"arm": name, "body": cfg.arch.body, **timing, **environment(device)}
 
 
 def published_shape(cfg: Config) -> dict[str, int]:
-    """That of a model (see `Transformer`) for the data set that cfg names, without reading it."""
+    """That of a model (see `Transformer`) for data of cfg's kind, without reading it."""
     if cfg.arch.body != "vit":
         vocabulary = cfg.data.vocab_size
         return {"inputs": vocabulary, "outputs": vocabulary, "tokens": cfg.data.sequence_length}
     patch, patches = cfg.arch.patch_size, (cfg.data.image_size // cfg.arch.patch_size) ** 2
-    return {"inputs": 3 * patch**2, "outputs": CLASSES[cfg.data.name], "tokens": 1 + patches}
+    return {"inputs": 3 * patch**2, "outputs": CLASSES, "tokens": 1 + patches}
+
+
+def random_batch(cfg: Config, shape: dict[str, int]) -> tuple[Tensor | Pairs, Tensor]:
+    """Inputs and targets of a micro-batch of tokens or images."""
+    micro = cfg.trainer.micro
+    if cfg.arch.body == "seq2seq":
+        length = min(SENTENCE, shape["tokens"])
+        count = micro * cfg.data.group_tokens // length
+        ids = torch.randint(1, shape["outputs"], (3, count, length))  # 0 is padding
+        return Pairs(ids[0], ids[1]), ids[2]
+    if cfg.arch.body == "lm":
+        return torch.randint(shape["outputs"], (2, micro, shape["tokens"])).unbind()
+    size = (micro, 3, cfg.data.image_size, cfg.data.image_size)
+    return torch.randn(size), torch.randint(shape["outputs"], (micro,))
 
 
 def training_step(
     cfg: Config, device: torch.device, shape: dict[str, int]
 ) -> tuple[Callable[[], None], nn.Module]:
-    """A step of cfg's batch size on random tokens or images, and the model of this shape that it
-    trains. Translation: all sentences have the same length.
+    """A step of cfg's batch size, as training takes it, on random tokens or images; and the model
+    of this shape that it trains. Translation: all sentences have one length.
     """
     torch.manual_seed(0)
-    micro = cfg.trainer.micro
+    options = cfg.trainer
     model = build_model(cfg.arch, cfg.model, cfg.seed, **shape)
-    if cfg.arch.body == "lm":
-        x, y = torch.randint(shape["outputs"], (2, micro, shape["tokens"]), device=device)
-    elif cfg.arch.body == "seq2seq":
-        length = min(SENTENCE, shape["tokens"])
-        count = micro * cfg.data.group_tokens // length
-        ids = torch.randint(1, shape["outputs"], (3, count, length), device=device)  # 0 is padding
-        x, y = Pairs(ids[0], ids[1]), ids[2]
-    else:
-        size = cfg.data.image_size
-        x = torch.randn(micro, 3, size, size, device=device)
-        y = torch.randint(shape["outputs"], (micro,), device=device)
+    x, y = random_batch(cfg, shape)
+    if device.type == "cuda":
+        x, y = x.pin_memory(), y.pin_memory()
     model.to(device).train()
-    optimizer = build_optimizer(model, cfg.trainer)
-    autocast = precision(cfg.trainer, device)
-    per_step = cfg.trainer.batch_size // micro
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    compiled = torch.compile(model) if cfg.runtime.compile else model
+    update = Update(compiled, build_optimizer(model, options), scaler, options, cfg.seed)
+    batches = Prefetch(repeat((x, y)), options.batch_size // options.micro, device)
 
     def once() -> None:
-        for _ in range(per_step):
-            with autocast():
-                loss = training_loss(model(x), y) / per_step
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        update(0, options.lr, batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

@@ -13,7 +13,7 @@ def main(run: Run, device: str = "same") -> None:
     from attnlab.runtime.device import choose_device
 
     cfg = run.config(device)
-    model_device = choose_device(cfg.runtime)
+    model_device = choose_device(cfg.runtime, cfg.trainer.precision)
     data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     model = program.build(cfg, data).to(model_device)
     metrics = program.test(cfg, data, model, run.path)

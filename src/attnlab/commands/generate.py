@@ -19,6 +19,13 @@ def main(
     cfg = run.config(device)
     print(
         generate(
-            cfg, run.path, prompt, tokens, temperature, top_k, seed, choose_device(cfg.runtime)
+            cfg,
+            run.path,
+            prompt,
+            tokens,
+            temperature,
+            top_k,
+            seed,
+            choose_device(cfg.runtime, cfg.trainer.precision),
         )
     )

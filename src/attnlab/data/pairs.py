@@ -42,6 +42,11 @@ class Pairs:
         """As of a tensor; torch's DataLoader calls it."""
         return Pairs(self.source.pin_memory(), self.target.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """As of a tensor."""
+        self.source.record_stream(stream)
+        self.target.record_stream(stream)
+
 
 def padded(rows: list[np.ndarray], value: int) -> Tensor:
     """Rows of ids as one matrix, with `value` behind the shorter ones."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from attnlab.config.schema import Translation
 from attnlab.data.cache import array, cached, fingerprint
-from attnlab.data.hub import Rows
+from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.pairs import PAD, Pairs, padded
 from attnlab.data.symbols import UNSCORED
 from attnlab.errors import BadInput
@@ -28,7 +28,6 @@ from attnlab.runtime.seeding import derive_seed
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 SIDES = ("source", "target")
 SPECIAL = ["[PAD]", "[BOS]", "[EOS]"]
 BOS, EOS = 1, 2
@@ -177,10 +176,14 @@ def build_translation(data: Translation, seed: int, cache: Path) -> TranslationD
     training split are left out.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    rows = Rows(data, [], list(SPLITS), cache)
+    rows = Rows(data, [], cache)
     key = {"content": rows.fingerprint, "languages": [data.source, data.target]}
     key |= {"vocab_size": data.vocab_size}
-    folder = cached(cache, data.name, key, lambda: _prepare(rows, data))
+
+    def build(made: Path) -> None:
+        _prepare(rows, data, made)
+
+    folder = cached(cache, data.name, key, build)
     sentences = {
         split: tuple(
             Sentences(array(folder, f"{split}_{side}"), array(folder, f"{split}_{side}_ends"))
@@ -216,21 +219,25 @@ def build_translation(data: Translation, seed: int, cache: Path) -> TranslationD
     )
 
 
-def _prepare(rows: Rows, data: Translation) -> dict:
-    """Token ids of every split and the texts of validation and test, as files for the cache."""
+def _prepare(rows: Rows, data: Translation, folder: Path) -> None:
+    """Write token ids of every split and the texts of validation and test."""
+    if missing := [split for split in SPLITS if split not in rows.splits]:
+        raise BadInput(f"{rows.where}: no split {missing[0]}; it has {', '.join(rows.splits)}")
     lines = {split: _lines(rows, split, data) for split in SPLITS}
     tokenizer = train_bpe([*lines["train"][0], *lines["train"][1]], data.vocab_size)
     vocab = tokenizer.get_vocab_size()
     dtype = np.uint16 if vocab <= 2**16 else np.int32
-    files: dict = {"tokenizer.json": tokenizer.to_str(), "vocab.npy": np.array(vocab)}
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    np.save(folder / "vocab.npy", vocab)
     for split in SPLITS:
         for side, texts in zip(SIDES, lines[split], strict=True):
-            encoded = [[*e.ids, EOS] for e in tokenizer.encode_batch_fast(texts)]
-            files[f"{split}_{side}.npy"] = np.array([i for ids in encoded for i in ids], dtype)
-            files[f"{split}_{side}_ends.npy"] = np.cumsum([len(ids) for ids in encoded])
+            encoded = tokenizer.encode_batch_fast(texts)
+            sentences = [np.array([*e.ids, EOS], dtype) for e in encoded]
+            np.save(folder / f"{split}_{side}.npy", np.concatenate(sentences))
+            np.save(folder / f"{split}_{side}_ends.npy", np.cumsum([*map(len, sentences)]))
             if split != "train":
-                files[f"{split}.{side}.txt"] = "".join(f"{text}\n" for text in texts)
-    return files
+                text = "".join(f"{line}\n" for line in texts)
+                (folder / f"{split}.{side}.txt").write_text(text, encoding="utf-8")
 
 
 def _lines(rows: Rows, split: str, data: Translation) -> tuple[list[str], list[str]]:
@@ -238,7 +245,7 @@ def _lines(rows: Rows, split: str, data: Translation) -> tuple[list[str], list[s
     sentence are left out.
     """
     sides: tuple[list[str], list[str]] = ([], [])
-    for number, row in enumerate(rows[split]):
+    for number, row in enumerate(rows.splits[split]):
         row = row.get("translation", row) or {}
         missing = sorted({data.source, data.target} - row.keys())
         if missing:

@@ -32,7 +32,7 @@ def export(cfg: Config, run: Path, out: Path) -> None:
     or if `out` holds anything or cannot be written.
     """
     if cfg.arch.body not in CLASSES:
-        raise BadInput(f"run={run}: a {cfg.arch.body} cannot be exported, only lm and vit")
+        raise BadInput(f"run={run}: arch.body={cfg.arch.body}: export knows {', '.join(CLASSES)}")
     result = _result(run)
     best = checkpoint.load_best(run / "checkpoints")
     spec = spec_of(cfg, best["model"])

@@ -137,7 +137,7 @@ def _layers(said: str, path: Path, cfg: Config) -> list[int]:
 
 
 def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
-    device = choose_device(cfg.runtime)
+    device = choose_device(cfg.runtime, cfg.trainer.precision)
     tokenizer, model = language_model(cfg, path, device)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     most = cfg.data.sequence_length
@@ -151,7 +151,10 @@ def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
 
 
 def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
-    device, data = choose_device(cfg.runtime), build_data(cfg.data, cfg.seed, cfg.runtime.cache)
+    device, data = (
+        choose_device(cfg.runtime, cfg.trainer.precision),
+        build_data(cfg.data, cfg.seed, cfg.runtime.cache),
+    )
     images = data.evaluation("test")
     if not 0 <= index < len(images):
         raise BadInput(
@@ -163,7 +166,8 @@ def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
     checkpoint.fill(model, best, path)
     pixels, label = images.__getitems__([(0, index)])
     weights = maps(model, pixels.to(device), layers)
-    subject = f"test image {index} of {cfg.data.name} (class {int(label)})"
+    name = f", {data.names[label]}" if data.names else ""
+    subject = f"test image {index} of {cfg.data.name} (class {int(label)}{name})"
     return View(cfg, layers, weights, subject, [], (pixels[0].permute(1, 2, 0) + 1) / 2)
 
 

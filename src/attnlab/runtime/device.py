@@ -15,13 +15,21 @@ from attnlab.runtime.torchrun import local_rank
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
-def choose_device(runtime: Runtime) -> torch.device:
-    """The device of runtime.device, set up for deterministic results; auto prefers cuda."""
+def choose_device(runtime: Runtime, precision: str = "fp32") -> torch.device:
+    """The device of runtime.device, set up for deterministic results and for trainer.precision;
+    auto prefers cuda. Errors: `BadInput` if it cannot be had, or has no TF32.
+    """
     name = runtime.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"runtime.device=cuda: {cuda_obstacle()}; available: cpu")
+    if precision == "tf32" and (name != "cuda" or torch.cuda.get_device_capability() < (8, 0)):
+        raise BadInput(
+            "trainer.precision=tf32: needs an NVIDIA GPU of compute capability 8.0 or more; "
+            f"on this {name} device use fp32 or bf16"
+        )
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if name == "cuda":

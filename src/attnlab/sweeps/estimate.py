@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnlab.benchmarks.timing import environment
 from attnlab.benchmarks.training_step import training_step
 from attnlab.config.schema import UNHASHED, Config
 from attnlab.data.loader import build_data
@@ -27,11 +28,14 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one kind of run: seconds per step, peak GiB of memory, values in the model."""
+    """Cost of one kind of run: seconds per step, peak GiB of memory, values in the model, and the
+    device on which it was measured.
+    """
 
     step_s: float
     peak_gib: float
     params: int
+    device: str
 
     def disk_gib(self, keep: int) -> float:
         """Of a run that keeps so many checkpoints of weights and Adam's two moments: these, one
@@ -62,7 +66,7 @@ def measure(cfg: Config) -> Cost:
     """
     with contextlib.suppress(OSError):  # out of memory, Linux ends this process
         Path("/proc/self/oom_score_adj").write_text("1000")
-    device = choose_device(cfg.runtime)
+    device = choose_device(cfg.runtime, cfg.trainer.precision)
     shape = build_data(cfg.data, cfg.seed, cfg.runtime.cache).shape(cfg.arch)
     reset_peak_memory(device)
     step, model = training_step(cfg, device, shape)
@@ -71,7 +75,8 @@ def measure(cfg: Config) -> Cost:
     step()
     spent = time.perf_counter() - began
     params = sum(p.numel() for p in model.parameters())
-    return Cost(round(spent, 3), round(peak_memory_mib(device) / 1024, 2), params)
+    peak = round(peak_memory_mib(device) / 1024, 2)
+    return Cost(round(spent, 4), peak, params, environment(device)["device"])
 
 
 def steps_to_go(job: Job, samples: int) -> int:
@@ -102,7 +107,7 @@ def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     hours = disk = 0.0
-    possible = True
+    possible, devices = True, set()
     for alike in kinds.values():
         cfg, left = alike[0].cfg, [job for job in alike if not job.finished]
         steps = sum(steps_to_go(job, samples[key(cfg)]) for job in left)
@@ -121,9 +126,12 @@ def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
                     len(left) * cost.disk_gib(cfg.runtime.keep_checkpoints),
                 )
                 hours, disk = hours + here, disk + space
+                devices.add(cost.device)
                 row += [cost.step_s, f"{here:,.1f}", cost.peak_gib, f"{space:.1f}"]
         lines.append("| " + " | ".join(map(str, row)) + " |")
-    lines.append(f"\n{hours:,.1f} hours and {disk:.1f} GiB of disk in all, without evaluation.")
+    where = f" on {', '.join(sorted(devices))}" if devices else ""
+    disk = f"{disk:.1f} GiB of disk"
+    lines.append(f"\n{hours:,.1f} hours{where} and {disk} in all, without evaluation.")
     return Estimate("\n".join(lines), hours, possible)
 
 

@@ -16,7 +16,11 @@ from attnlab.models.transformer import build_model
 from attnlab.runs.files import flatten
 from attnlab.sweeps.jobs import Job
 
-OWN = (".attention.mechanism", ".cross.mechanism", ".ffn_extra")  # in a module's name: what arms may differ in
+OWN = (
+    ".attention.mechanism",
+    ".cross.mechanism",
+    ".ffn_extra",
+)  # in a module's name: what arms may differ in
 MODEL = "model."  # in a key of the configuration: the same
 SAMPLES = 1000  # of a nominal data set: two epochs of their order are compared
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnlab.config.schema import Config
+from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Order
 from attnlab.errors import OutOfResources, PeerLost
 from attnlab.runs.folder import RunFolder
@@ -79,8 +79,10 @@ def _samples(cfg: Config, step: int, size: int) -> list[int]:
     return [index for _, index in keys]
 
 
-def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFolder) -> Exception:
-    """The error itself, or what the user can do about it."""
+def explain(
+    error: Exception, cfg: Config, device: torch.device, folder: RunFolder, params: int
+) -> Exception:
+    """The error itself, or what the user can do about it. params: values in the model."""
     if isinstance(error, OSError) and error.errno in NO_WRITE:
         return OutOfResources(
             f"{error.filename or folder.path}: cannot be written ({error.strerror}); "
@@ -99,15 +101,34 @@ def explain(error: Exception, cfg: Config, device: torch.device, folder: RunFold
         )
     ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if ended or any(text in str(error) for text in NO_MEMORY):
-        trainer = cfg.trainer
+        trainer, peak = cfg.trainer, peak_memory_mib(device)
         return OutOfResources(
-            f"out of {device.type} memory, peak {peak_memory_mib(device):,.0f} MiB; "
+            f"out of {device.type} memory, peak {peak:,.0f} MiB; "
             f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "
-            f"trainer.precision={trainer.precision}: "
-            "a smaller micro_batch_size (a divisor of trainer.batch_size), precision=bf16 or, for "
-            f"text, a smaller data.sequence_length need less. {_saved(folder.checkpoints)}"
+            f"trainer.precision={trainer.precision}: {smaller_micro_batch(trainer, peak, params)}"
+            "precision=bf16 or, for text, a smaller data.sequence_length need less. "
+            f"{_saved(folder.checkpoints)}"
         )
     return error
+
+
+def smaller_micro_batch(trainer: Trainer, peak: float, params: int) -> str:
+    """The micro-batch to try after one that reached `peak` MiB and did not fit: at most half as
+    large, because how much it still lacked is not known. Empty if there is none.
+
+    Weights, gradients and Adam's two moments stay; the rest of the peak is taken as proportional.
+    """
+    micro, batch = distributed.micro_batch(trainer), trainer.batch_size
+    processes = distributed.world_size()
+    fits = [m for m in range(1, micro // 2 + 1) if batch % (m * processes) == 0]
+    if not fits:
+        return ""
+    fixed = min(4 * 4 * params / 2**20, peak)
+    need = fixed + (peak - fixed) * fits[-1] / micro
+    return (
+        f"try trainer.micro_batch_size={fits[-1]}, which changes the result by rounding only and "
+        f"needs about {need:,.0f} MiB; "
+    )
 
 
 def _free(path: Path) -> str:

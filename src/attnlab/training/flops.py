@@ -12,19 +12,21 @@ from attnlab.data.loader import Data
 from attnlab.models.transformer import Transformer
 from attnlab.runtime import distributed
 
-# FLOP/s of dense matrix products, from the vendor's data sheets: in fp32 without TF32, which is
-# off by default, and in 16 bits accumulated in fp32. By the name that torch gives the device.
-A100 = {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12}
-H100 = {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}
+# FLOP/s of dense matrix products by trainer.precision, from the vendor's data sheets; 16 bits are
+# accumulated in fp32. By the name that torch gives the device.
+A100 = {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12, "fp16": 312e12}
+H100 = {"fp32": 67e12, "tf32": 494.5e12, "bf16": 989e12, "fp16": 989e12}
+H100_PCIE = {"fp32": 51e12, "tf32": 378e12, "bf16": 756e12, "fp16": 756e12}
+RTX_4090 = {"fp32": 82.6e12, "tf32": 82.6e12, "bf16": 165.2e12, "fp16": 165.2e12}
 PEAK = {
     "NVIDIA A100-SXM4-40GB": A100,
     "NVIDIA A100-SXM4-80GB": A100,
     "NVIDIA A100-PCIE-40GB": A100,
     "NVIDIA A100 80GB PCIe": A100,
     "NVIDIA H100 80GB HBM3": H100,
-    "NVIDIA H100 PCIe": {"fp32": 51e12, "bf16": 756e12, "fp16": 756e12},
+    "NVIDIA H100 PCIe": H100_PCIE,
     "NVIDIA H200": H100,
-    "NVIDIA GeForce RTX 4090": {"fp32": 82.6e12, "bf16": 165.2e12, "fp16": 165.2e12},
+    "NVIDIA GeForce RTX 4090": RTX_4090,
 }
 
 

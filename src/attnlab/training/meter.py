@@ -7,12 +7,15 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from attnlab.runtime.device import release_freed_memory
+
+T = TypeVar("T")
 
 WARM_UP = 5  # first steps of a process: allocation, compilation
 
@@ -37,23 +40,29 @@ class Meter:
         reset_peak_memory(device)
 
     def start(self) -> None:
-        """Call before fetching a step's first batch."""
-        self._t = self._fetch = time.perf_counter()
+        """Call before a step."""
+        self._t = time.perf_counter()
         self._waited_now = 0.0
 
-    def fetching(self) -> None:
-        """Call before asking for a batch."""
-        self._fetch = time.perf_counter()
+    def waiting_for(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; the time until each arrives counts as the step's waiting for data."""
+        batches = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._waited_now += time.perf_counter() - began
+            yield batch
 
-    def fetched(self) -> None:
-        """Call when the batch has arrived: the time since `fetching` was spent waiting."""
-        self._waited_now += time.perf_counter() - self._fetch
-
-    def stop(self) -> None:
-        """Call after the update."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def stop(self, pause: bool) -> None:
+        """Call after the update. pause: whether something else than a step follows; then the
+        device is waited for, so that all of its work for these steps, and nothing else, is timed.
+        """
         self._seen += 1
+        if self.device.type == "cuda" and (pause or self._seen == WARM_UP):
+            torch.cuda.synchronize(self.device)
         if self._seen > WARM_UP:
             self._window.append(time.perf_counter() - self._t)
             self._waited += self._waited_now

@@ -31,12 +31,10 @@ from attnlab.training.assess import Assessment
 from attnlab.training.faults import nonfinite, spike
 from attnlab.training.meter import Meter
 from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.prefetch import Prefetch
 from attnlab.training.update import Update
 
 log = logging.getLogger(__name__)
-
-DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 LOSS_EMA_STEPS = 50  # steps over which the running mean of the loss reaches
 
@@ -91,6 +89,7 @@ def fit(
     options, device = cfg.trainer, next(model.parameters()).device
     dataset_size, batch_size = len(data.train()), options.batch_size
     total, micro_size = total_steps(options, dataset_size), distributed.micro_batch(options)
+    micro_batches = batch_size // micro_size // distributed.world_size()  # of a process in a step
     eval_every = options.eval_every or math.ceil(dataset_size / batch_size)
     optimizer = build_optimizer(model, options)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
@@ -123,14 +122,15 @@ def fit(
 
     steps = range(progress.step, total)
     pin = device.type == "cuda"
-    batches = iter(train_loader(data, options, cfg.seed, steps, cfg.runtime.workers, pin))
+    loader = train_loader(data, options, cfg.seed, steps, cfg.runtime.workers, pin)
+    batches = Prefetch(meter.waiting_for(loader), micro_batches, device)
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
     with stop_signals(second_acts=distributed.world_size() == 1) as stop, bar:
         for step in steps:
             meter.start()
             lr = learning_rate(step, total, step * batch_size / dataset_size, options)
-            loss, norm, finite = update(step, lr, batches, meter)
+            loss, norm, finite = update(step, lr, batches)
             if finite:
                 if said := spike(cfg, step, loss, progress.loss_ema, dataset_size):
                     log.warning(said)
@@ -141,10 +141,9 @@ def fit(
                     raise NonFinite(said)
                 log.warning("%s Skipped (trainer.on_nonfinite=skip).", said)
                 progress.skipped += 1
-            meter.stop()
-
             progress.step = step + 1
             due = partial(_due, progress.step, progress.step == total)
+            meter.stop(pause=any(map(due, (options.log_every, eval_every, options.save_every))))
             row = {}
             if due(options.log_every):
                 row["train/loss"] = progress.take_mean_loss()

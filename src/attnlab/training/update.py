@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -14,10 +13,9 @@ from attnlab.data.pairs import Pairs
 from attnlab.data.symbols import UNSCORED
 from attnlab.runtime import distributed
 from attnlab.runtime.seeding import reseed
-from attnlab.training.evaluate import to_device
-from attnlab.training.meter import Meter
+from attnlab.training.prefetch import Prefetch
 
-DTYPE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Update:
@@ -42,10 +40,10 @@ class Update:
         self.autocast = precision(options, self.device)
         self.inputs: Tensor | Pairs | None = None
 
-    def __call__(
-        self, step: int, lr: float, batches: Iterator, meter: Meter
-    ) -> tuple[float, float, bool]:
-        """Take this process's micro-batches of a step from `batches` and update the weights.
+    def __call__(self, step: int, lr: float, batches: Prefetch) -> tuple[float, float, bool]:
+        """Take this process's micro-batches of a step from `batches` and update the weights. The
+        host waits for the device once, before the optimizer, and fetches the next step's batches
+        while the device computes.
 
         Returns the loss, the norm of its gradient before clipping, and whether both are finite (in
         fp16 the norm may overflow, which lowers the scale of the loss): otherwise nothing was
@@ -55,30 +53,33 @@ class Update:
             group["lr"] = lr
         per_step = self.options.batch_size // distributed.micro_batch(self.options)
         mine = range(distributed.rank(), per_step, distributed.world_size())
-        meter.fetching()
-        fetched = [next(batches) for _ in mine]
-        meter.fetched()
-        counts = [scored(targets) for _, targets, *_ in fetched]
-        total = distributed.all_reduce_count(sum(counts), self.device)
+        fetched = batches.take()
+        total = distributed.all_reduce_count(sum(batch.scored for batch in fetched), self.device)
         loss = torch.zeros((), device=self.device)
-        for micro, count, batch in zip(mine, counts, fetched, strict=True):
-            self.inputs, targets, *_ = to_device(batch, self.device)
+        for micro, batch in zip(mine, fetched, strict=True):
+            self.inputs = batch.inputs
             reseed(self.device, self.seed, "dropout", step, micro)
             more = micro != mine[-1]
             with distributed.accumulate_gradients(self.model, more):
                 with self.autocast():
-                    mean = training_loss(
-                        self.model(self.inputs), targets, self.options.label_smoothing
+                    logits = self.model(batch.inputs)
+                    # where nothing is scored the mean is 0 / 0, and the sum 0 with gradients of 0
+                    reduction = "mean" if batch.scored else "sum"
+                    part = training_loss(
+                        logits, batch.targets, reduction, self.options.label_smoothing
                     )
-                # where micro-batches score equally many this is mean / per_step, to the bit
-                part = mean / (total / count)
+                if batch.scored:
+                    # where micro-batches score equally many this is mean / per_step, to the bit
+                    part = part / (total / batch.scored)
                 # gradients become their mean over processes, and are to be their sum
                 self.scaler.scale(part * distributed.world_size()).backward()
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         limit = self.options.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        value = distributed.all_reduce_sum(loss).item()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        both = torch.stack((distributed.all_reduce_sum(loss), norm.to(loss)))
+        batches.fetch()
+        value, norm = both.tolist()
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         finite = math.isfinite(value) and (math.isfinite(norm) or overflow)
         if finite:
@@ -88,23 +89,25 @@ class Update:
         return value, norm, finite
 
 
-def training_loss(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats over the scored tokens (B, N, V) or the images (B, C).
+def training_loss(
+    logits: Tensor, targets: Tensor, reduction: str = "mean", smoothing: float = 0.0
+) -> Tensor:
+    """Mean (or "sum") of the cross-entropy in nats over the scored tokens (B, N, V) or the images
+    (B, C).
 
     smoothing: share of each target that is spread evenly over all classes, the right one among
     them (Szegedy et al., arXiv 1512.00567, section 7).
     """
     logits, targets = logits.float().flatten(0, -2), targets.flatten()
-    return F.cross_entropy(logits, targets, ignore_index=UNSCORED, label_smoothing=smoothing)
-
-
-def scored(targets: Tensor) -> int:
-    """How many targets the loss is a mean over."""
-    return int((targets != UNSCORED).sum())
+    return F.cross_entropy(
+        logits, targets, ignore_index=UNSCORED, reduction=reduction, label_smoothing=smoothing
+    )
 
 
 def precision(options: Trainer, device: torch.device):
-    """A factory of autocast contexts for trainer.precision."""
-    if options.precision == "fp32":
-        return contextlib.nullcontext
-    return partial(torch.autocast, device.type, DTYPE[options.precision])
+    """A factory of autocast contexts for trainer.precision; fp32 and tf32 have none (for tf32 see
+    `choose_device`).
+    """
+    if options.precision in DTYPE:
+        return partial(torch.autocast, device.type, DTYPE[options.precision])
+    return contextlib.nullcontext

@@ -1,0 +1,273 @@
+"""The Triton kernels here, forward and every gradient, beside the reference in float64."""
+
+import math
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch import library as torch_library
+
+from attnlab.benchmarks.gpu.plan import Plan
+from attnlab.functional import causal_mask
+from attnlab.kernels.api import neural_attention
+from attnlab.kernels.ops import fused_attention
+from attnlab.models.attention.base import HeadLinear
+from attnlab.models.attention.neural import ScoreNetwork
+
+TITLE = "Correct"
+BATCH, HEADS = 1, 2
+LARGEST = 2**24  # numbers in a tensor of the reference, which takes some queries at a time
+
+# Largest error allowed, relative to the largest number of a tensor: in 16 bits two roundings.
+ALLOWED = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+
+
+class Network(NamedTuple):
+    """A score network, and the heads that it is measured on."""
+
+    p: int | None  # d', None: no projection
+    hidden: tuple[int, ...]
+    activation: str = "relu"
+    d: int = 64
+    per_head: bool = False
+    bias: bool = False
+    loudness: float = 1.0  # factor of its scores
+
+
+# One or two hidden layers, every activation, narrow and wide, shared and per head: what the
+# kernels' own choices depend on.
+NETWORKS = {
+    "d2_h4": Network(2, (4,)),
+    "released_d2": Network(2, (2, 1), bias=True),
+    "d16_h32": Network(16, (32,)),
+    "released_d16": Network(16, (16, 8), bias=True),
+    "full_h128": Network(None, (128,)),
+    "released_full": Network(None, (64, 32)),
+    "d3_h6 of vision": Network(3, (6,), d=96, bias=True),
+    "d1_h1": Network(1, (1,), d=16),
+    "h256, D 128": Network(8, (256,), d=128, per_head=True),
+    "gelu": Network(4, (5,), "gelu"),
+    "silu, two layers": Network(4, (5, 3), "silu", per_head=True),
+    "tanh": Network(4, (17,), "tanh", per_head=True),
+    "leaky_relu, two layers": Network(4, (6, 4), "leaky_relu", d=20),
+}
+ARMS = ["d2_h4", "released_d2", "d16_h32", "full_h128"]
+SMOKE = [("d2_h4", "fp32", True), ("d2_h4", "fp16", False)]  # bf16 is wrong in the interpreter
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def work(plan: Plan):
+    """Arms of the paper at every number of tokens in every dtype, causal and full; the other
+    networks at one number; and the properties.
+    """
+    rows, device = {}, torch.device(plan.device)
+    n = 16 if plan.smoke else 300
+    for name, network in NETWORKS.items():
+        for precision, dtype in DTYPES.items():
+            for causal in (True, False):
+                if plan.smoke and (name, precision, causal) not in SMOKE:
+                    continue
+                tokens = plan.tokens if name in ARMS else plan.tokens[-2:-1]
+                arguments = (network, dtype, causal, tokens or plan.tokens, device)
+                key = f"{name}, {precision}, {'causal' if causal else 'full'}"
+                rows[key] = partial(against_float64, *arguments)
+    for check in (large_scores, more_keys, opcheck, autocast):
+        rows[check.__name__] = partial(check, device, n)
+    rows["torch_compile"] = partial(compiled, device, n, plan.compiler)
+    return rows
+
+
+def page(rows: dict[str, dict], plan: Plan) -> list[str]:
+    """Lines of Markdown."""
+    lines = [
+        "Largest error of the forward and of any gradient, relative to the largest number of the",
+        "tensor, beside the reference in float64; limits "
+        + ", ".join(f"{name} {ALLOWED[dtype]:g}" for name, dtype in DTYPES.items())
+        + f". Strided inputs, B {BATCH}, H {HEADS}; every number of tokens is computed twice and",
+        "must give equal bits.",
+        "",
+        "| check | tokens | largest error | where | holds |",
+        "|---|---|---|---|---|",
+    ]
+    for key, row in rows.items():
+        tokens = ", ".join(map(str, row.get("tokens", [])))
+        error = f"{row['error_max']:.1e}" if "error_max" in row else ""
+        holds = "yes" if row["holds"] else "**no**"
+        lines.append(f"| {key} | {tokens} | {error} | {row.get('where', '')} | {holds} |")
+    return lines
+
+
+def problem(network: Network, n: int, m: int, dtype: torch.dtype, device: torch.device):
+    """The score network, its projections, and q, k, v, gradient: views into blocks of all heads,
+    as a transformer has them.
+    """
+    torch.manual_seed(n + 7 * m)
+    groups, width = (HEADS if network.per_head else 1), network.p or network.d
+    net = ScoreNetwork(groups, [2 * width, *network.hidden, 1], network.activation)
+    project = None
+    if network.p:
+        pair = [HeadLinear(groups, network.d, network.p, network.bias) for _ in range(2)]
+        project = torch.nn.ModuleList(pair).to(device)
+    with torch.no_grad():
+        net[-1].weight.mul_(network.loudness)
+    size = (BATCH, max(n, m), 4, HEADS, network.d)
+    block = torch.randn(size, device=device).to(dtype).permute(2, 0, 3, 1, 4)
+    q, k, v, gradient = block.unbind()
+    return net.to(device), project, (q[:, :, :n], k[:, :, :m], v[:, :, :m]), gradient[:, :, :n]
+
+
+def results(net, project, leaves, gradient, causal, autocast=None) -> list[Tensor]:
+    """Output, and gradients of q, k, v and all parameters. autocast: context of the forward."""
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    scale = 1 / math.sqrt(gradient.shape[-1])
+    with autocast or nullcontext():
+        out = neural_attention(
+            *leaves, net, project=project, causal=causal, scale=scale, backend="triton"
+        )
+    wanted = [*leaves, *parameters(net, project)]
+    return [out.detach(), *torch.autograd.grad(out, wanted, gradient.to(out.dtype))]
+
+
+def parameters(net, project) -> list[Tensor]:
+    """All of a score network and its projections."""
+    return [*net.parameters(), *(project.parameters() if project else ())]
+
+
+def reference(net, project, leaves, gradient, causal) -> list[Tensor]:
+    """As `results`, by the eager form in float64, some queries at a time so that it fits."""
+    net, project = double(net), double(project)
+    q, k, v = (x.detach().double().requires_grad_() for x in leaves)
+    visible, outs = causal_mask(q.shape[2], k.shape[2], q.device), []
+    wanted = [q, k, v, *parameters(net, project)]
+    total = [torch.zeros_like(x) for x in wanted]
+    widest = max(layer.weight.shape[1] for layer in net)
+    block = max(1, LARGEST // (BATCH * HEADS * k.shape[2] * widest))
+    for start in range(0, q.shape[2], block):
+        rows = slice(start, start + block)
+        out = neural_attention(
+            *(q[:, :, rows], k, v, net),
+            project=project,
+            causal=False,
+            mask=visible[rows] if causal else None,
+            scale=1 / math.sqrt(q.shape[-1]),
+            backend="eager",
+        )
+        found = torch.autograd.grad(out, wanted, gradient[:, :, rows].double())
+        total = [x + y for x, y in zip(total, found, strict=True)]
+        outs.append(out.detach())
+    return [torch.cat(outs, 2), *total]
+
+
+def double(module):
+    """A copy in float64."""
+    if module is None:
+        return None
+    if isinstance(module, ScoreNetwork):
+        widths = [module[0].weight.shape[2], *(layer.weight.shape[1] for layer in module)]
+        copy = ScoreNetwork(module[0].weight.shape[0], widths, module.activation)
+    else:
+        groups, outputs, inputs = module[0].weight.shape
+        bias = module[0].bias is not None
+        copy = torch.nn.ModuleList(HeadLinear(groups, inputs, outputs, bias) for _ in range(2))
+    copy.load_state_dict(module.state_dict())
+    return copy.double().to(next(module.parameters()).device)
+
+
+def names(net, project) -> list[str]:
+    """Of what `results` returns."""
+    inner = [f"network {name}" for name, _ in net.named_parameters()]
+    outer = [f"projection {name}" for name, _ in project.named_parameters()] if project else []
+    return ["out", "dq", "dk", "dv", *inner, *outer]
+
+
+def errors(found, exact, gradient, v) -> list[float]:
+    """Largest error of each tensor, relative to its largest number; gradients of scores are
+    differences of terms of the size |dout| |v|, which may cancel.
+    """
+    size = (gradient.double().norm(dim=-1).max() * v.double().norm(dim=-1).max()).item() / 10
+    floors = [1.0, size, size, 1.0, *[size] * (len(exact) - 4)]
+    largest = []
+    for x, y, floor in zip(found, exact, floors, strict=True):
+        error = (x.double() - y).abs().max().item()
+        largest.append(error / max(y.abs().max().item(), floor))  # nan stays nan
+    return largest
+
+
+def against_float64(network, dtype, causal, tokens, device) -> dict[str, Any]:
+    """Errors at several numbers of tokens; each is computed twice and must give equal bits."""
+    worst, where, repeats = 0.0, "", True
+    for n in tokens:
+        *modules, leaves, gradient = problem(network, n, n, dtype, device)
+        found, again = (results(*modules, leaves, gradient, causal) for _ in range(2))
+        repeats &= all(torch.equal(x, y) for x, y in zip(found, again, strict=True))
+        exact = reference(*modules, leaves, gradient, causal)
+        sizes = errors(found, exact, gradient, leaves[2])
+        for name, error in zip(names(*modules), sizes, strict=True):
+            if not error <= worst:
+                worst, where = error, f"{name}, N {n}"
+    holds = repeats and worst <= ALLOWED[dtype]
+    return {"holds": holds, "equal_bits": repeats, "error_max": worst, "where": where} | {
+        "tokens": tokens
+    }
+
+
+def large_scores(device, n) -> dict[str, Any]:
+    """Scores of hundreds: all results are finite, and the output is that of float64."""
+    network = NETWORKS["d2_h4"]._replace(loudness=1e4)
+    *modules, leaves, gradient = problem(network, n, n, torch.float32, device)
+    found = results(*modules, leaves, gradient, True)
+    exact = reference(*modules, leaves, gradient, True)[0]
+    error = (found[0].double() - exact).abs().max().item()
+    finite = all(x.isfinite().all().item() for x in found)
+    return {"holds": finite and error < 0.05, "error_max": error, "where": "out", "tokens": [n]}
+
+
+def more_keys(device, n) -> dict[str, Any]:
+    """Fewer queries than keys: the last query sees all."""
+    *modules, leaves, gradient = problem(NETWORKS["d2_h4"], n - 3, n, torch.float32, device)
+    found = results(*modules, leaves, gradient, True)
+    exact = reference(*modules, leaves, gradient, True)
+    worst = max(errors(found, exact, gradient, leaves[2]))
+    return {"holds": worst <= ALLOWED[torch.float32], "error_max": worst, "tokens": [n]}
+
+
+def opcheck(device, n) -> dict[str, Any]:
+    """torch's own check of a custom operator: schema, fake tensors, autograd."""
+    net, project, (q, k, v), _ = problem(NETWORKS["released_d2"], n, n, torch.float32, device)
+    tables = [x.detach().requires_grad_() for x in net.tables(q, k, 0.1, project)]
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    leaf = v.detach().requires_grad_()
+    torch_library.opcheck(
+        fused_attention, (*tables, leaf, "relu", True, "triton"), test_utils=tests
+    )
+    return {"holds": True, "tokens": [n]}
+
+
+def autocast(device, n) -> dict[str, Any]:
+    """Under autocast the scores stay in float32: the same bits as without it, of 16-bit inputs."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    *modules, leaves, gradient = problem(NETWORKS["d2_h4"], n, n, dtype, device)
+    plain = results(*modules, leaves, gradient, True)
+    found = results(*modules, leaves, gradient, True, torch.autocast(device.type, dtype))
+    same = all(torch.equal(x, y) for x, y in zip(plain, found, strict=True))
+    return {"holds": same, "tokens": [n]}
+
+
+def compiled(device, n, backend) -> dict[str, Any]:
+    """torch.compile takes it whole, without a break of the graph, and gives the same numbers."""
+    net, project, leaves, gradient = problem(NETWORKS["d2_h4"], n, n, torch.float32, device)
+    plain = results(net, project, leaves, gradient, True)
+    whole = torch.compile(
+        lambda q, k, v: neural_attention(
+            *(q, k, v, net), project=project, causal=True, scale=1 / 8, backend="triton"
+        ),
+        fullgraph=True,
+        backend=backend,
+    )
+    leaves = [x.detach().requires_grad_() for x in leaves]
+    out = whole(*leaves)
+    found = [out, *torch.autograd.grad(out, [*leaves, *parameters(net, project)], gradient)]
+    worst = max(errors(found, [x.double() for x in plain], gradient, leaves[2]))
+    return {"holds": worst <= ALLOWED[torch.float32], "error_max": worst, "tokens": [n]}

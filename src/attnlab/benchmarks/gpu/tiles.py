@@ -1,0 +1,122 @@
+"""Tiles and warps for the device in hand: which are fastest, beside the ones that
+`triton_backend.tiles` chooses.
+"""
+
+import fcntl
+import itertools
+import statistics
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from attnlab.benchmarks.attention import CASES, Shape, mechanism
+from attnlab.benchmarks.gpu.plan import Plan
+from attnlab.benchmarks.timing import seconds
+from attnlab.kernels import triton_backend
+from attnlab.kernels.triton_scorer import triton
+
+TITLE = "Tiles"
+SCORES = ["d2_h4", "d16_h32", "full_h128", "released_d2"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TILES = [
+    (rows, cols, warps)
+    for rows, cols in itertools.product((32, 64, 128), repeat=2)
+    for warps in (4, 8)
+    if 2048 <= rows * cols * 4 // warps <= 8192
+]
+N, SHORT = 2048, 256  # measured on, compiled on
+
+
+def work(plan: Plan):
+    """A row for each score network, dtype and kernel."""
+    rows = {}
+    for precision, case in itertools.product(DTYPES, SCORES):
+        for kernel in triton_backend.KERNELS:
+            if plan.smoke and (case, kernel, precision) != ("d2_h4", "forward", "fp32"):
+                continue
+            rows[f"{case}, {precision}, {kernel}"] = partial(sweep, plan, case, precision, kernel)
+    return rows
+
+
+def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
+    """Milliseconds by tile of one kernel, the default's included; the others keep their tiles."""
+    device, dtype = torch.device(plan.device), DTYPES[precision]
+    tiles = [(16, 16, 4)] if plan.smoke else TILES
+    sizes = [16, 16] if plan.smoke else [SHORT, N]
+    compiles, timed = (launch(plan, case, n, dtype, device, kernel) for n in sizes)
+    found, usable = {}, []
+    for tile in [None, *tiles]:
+        with chosen(kernel, tile):
+            try:
+                compiles()  # beside other processes that compile
+            except triton.runtime.OutOfResources as error:
+                print(f"{case}, {precision}, {kernel}, {tile}: {error}", flush=True)
+            else:
+                usable.append(tile)
+    with alone(plan):
+        for tile in usable:
+            with chosen(kernel, tile):
+                samples = [seconds(timed, device) for _ in range(1 if plan.smoke else 7)]
+            name = "default" if tile is None else "x".join(map(str, tile[:2])) + f", {tile[2]}"
+            found[name] = round(1000 * statistics.median(samples), 4)
+    best = min(found, key=found.__getitem__)
+    return {"ms": found, "best": best, "gain": round(found["default"] / found[best], 3)}
+
+
+def launch(plan: Plan, case: str, n: int, dtype, device, kernel: str):
+    """A function that runs the pass to which a kernel belongs, on random tables of a case."""
+    torch.manual_seed(0)
+    shape = Shape(n, plan.width, plan.batch, plan.heads, True, dtype)
+    module = mechanism(*CASES[case], "triton", shape).to(device)
+    q, k, v, gradient = torch.randn(4, plan.batch, plan.heads, n, plan.width, device=device)
+    v, gradient = v.to(dtype), gradient.to(dtype)
+    with torch.no_grad():
+        tables = module.score_network.tables(q, k, module.scale, module.project)
+        tables = [None if x is None else x.contiguous() for x in tables]
+    out, lse = triton_backend.forward(*tables, v, "relu", True)
+    if kernel == "forward":
+        return partial(triton_backend.forward, *tables, v, "relu", True)
+    return partial(triton_backend.backward, gradient, *tables, v, out, lse, "relu", True)
+
+
+@contextmanager
+def chosen(kernel: str, tile: tuple[int, int, int] | None):
+    """While open, the kernel has this tile."""
+    usual = triton_backend.tiles
+
+    def tiles(name, case):
+        options = usual(name, case)
+        if name == kernel and tile is not None:
+            options |= dict(zip(("rows", "cols", "num_warps"), tile, strict=True))
+        return options
+
+    with patch.object(triton_backend, "tiles", tiles):
+        yield
+
+
+@contextmanager
+def alone(plan: Plan):
+    """While open, no other process of this stage is here."""
+    with open(plan.scratch / "tiles.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def page(rows: dict[str, dict], plan: Plan) -> list[str]:
+    """Lines of Markdown."""
+    lines = [
+        f"Fastest tile (rows x columns, warps) of {len(TILES)}, forward or backward at N {N}, as",
+        "a table to paste into `tiles` of src/attnlab/kernels/triton_backend.py. Gain: time with",
+        "the tile that is chosen now, divided by the fastest.",
+        "",
+        "| score, precision, kernel | chosen now ms | fastest | ms | gain |",
+        "|---|---|---|---|---|",
+    ]
+    for key, row in rows.items():
+        ms = row["ms"]
+        times = f"{ms['default']} | {row['best']} | {ms[row['best']]} | {row['gain']}"
+        lines.append(f"| {key} | {times} |")
+    return lines
