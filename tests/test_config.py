@@ -130,7 +130,7 @@ def test_a_key_of_one_mechanism_that_came_later_leaves_older_runs_as_they_were(
     cfg = config("data=nt", "scale=smoke", f"model={model}")
     assert cfg.hash == hash  # before the keys came
     stored = cfg.model_dump()
-    for key in ADDED_TO[model]:
+    for key in ADDED_TO["model.mechanism"][model]:
         del stored["model"][key.removeprefix("model.")]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
     assert compose.load(tmp_path) == cfg
