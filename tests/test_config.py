@@ -26,11 +26,12 @@ def test_shipped_combinations_are_valid(number):
     scale, protocol = SETTINGS[number]
     for (i, data), (j, model) in itertools.product(enumerate(DATA), enumerate(MODELS)):
         if (i + j) % len(SETTINGS) == number:
+            own = ["data.path=x/own"] if data in ("text", "images") else []
             cfg = config(
-                f"data={data}", f"model={model}", f"scale={scale}", f"protocol={protocol}"
+                f"data={data}", f"model={model}", f"scale={scale}", f"protocol={protocol}", *own
             )
             chosen = (cfg.scale, cfg.protocol, cfg.data.name, cfg.model.name)
-            assert chosen == (scale, protocol, data, model)
+            assert chosen == (scale, protocol, "own" if own else data, model)
 
 
 BAD = [
@@ -65,7 +66,12 @@ BAD = [
     ("hydra.run.dir=/dev/null/x", "/dev/null is not a writable folder"),
     ("seed=", "seed=: must be a valid integer"),
     ("seed=0,1", "add -m for a sweep"),
-    ("data.path=somewhere", "data=pydocs is embedded and takes no path"),
+    ("data=text", "data.path=null: text data needs a hub id or a local folder"),
+    ("data=images", "data.path=null: image data needs a hub id or a local folder"),
+    ("data=images data.path=x data.test_size=1.5", "must be a whole number, or a share below 1"),
+    ("data=images data.path=x data.test_size=0", "data.test_size=0: must be greater than 0"),
+    ("data=text data.path=x data.test_size=1", "data.test_size=1: must be less than 1"),
+    (f"data=text data.path={'x' * 300}", "File name too long"),
     ("data.eval_stride=4096", "must be at most data.sequence_length=128"),
     ("data=digits arch.patch_size=3", "must be a multiple of arch.patch_size=3"),
     ("data=digits data.validation_size=0", "needs held-out images"),

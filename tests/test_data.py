@@ -226,7 +226,7 @@ GOOD = {"text": [" one two three \n"] * 60}
         ),
         ({s: {"text": [1, 2]} for s in ("train", "validation", "test")}, "is no text but"),
         ({"train": GOOD, "validation": {"text": []}, "test": GOOD}, "validation-.* has no rows"),
-        ({"train": GOOD, "validation": {"text": [""]}, "test": GOOD}, "split validation is empty"),
+        ({"train": GOOD, "validation": {"text": [""]}, "test": GOOD}, "validation has no words"),
         (
             {"train": GOOD, "validation": {"text": [" a \n", None]}, "test": GOOD},
             "row 1 has no text",

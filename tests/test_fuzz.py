@@ -77,16 +77,18 @@ def variants(part: dict) -> list[dict]:
     return part.get("anyOf") or part.get("oneOf") or [part]
 
 
+def tagged(part: dict, tags: set[str] | None) -> list[dict]:
+    """The variants of a section that have one of the tags; all if none has, or without tags."""
+    mapping = part["discriminator"]["mapping"]
+    chosen = [mapping[tag] for tag in sorted(mapping.keys() & (tags or set()) or mapping)]
+    nested = [tagged(t, tags) if isinstance(t, dict) else variants({"$ref": t}) for t in chosen]
+    return [one for several in nested for one in several]
+
+
 def schemas(part: dict, name: str = "", tags: set[str] | None = None) -> dict[str, list[dict]]:
     """Every key of the schema with what it may be; with tags, of those variants of a section."""
     found: dict[str, list[dict]] = {}
-    if "discriminator" in part:
-        mapping = part["discriminator"]["mapping"]
-        chosen = mapping.keys() & tags if tags else mapping
-        parts = [variants({"$ref": mapping[tag]})[0] for tag in sorted(chosen)]
-    else:
-        parts = variants(part)
-    for one in parts:
+    for one in tagged(part, tags) if "discriminator" in part else variants(part):
         if name:
             found.setdefault(name, []).append(one)
         for key, below in one.get("properties", {}).items():
@@ -201,9 +203,11 @@ def distorted(draw, override: str) -> str:
 @once
 def small(data: str, local: str) -> tuple[list[str], dict[str, object]]:
     """Overrides that make this data set and everything else small, and all values under them."""
-    base = [f"data={data}", *BASE]
+    embedded = {"text": "pydocs", "images": "digits"}.get(data)
+    own = [f"data.path=embedded:{embedded}"] * bool(embedded)
+    base = [f"data={data}", *own, *BASE]
     values = flatten(config(*base).model_dump())
-    if values.get("data.path"):
+    if not values.get("data.path", "embedded:").startswith("embedded:"):
         base.append(f"data.path={local}")
         if values["data.kind"] == "image":
             base.append("data.validation_size=20")

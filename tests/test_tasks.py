@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import config, prepared
+from conftest import config, metrics, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlab.config.symbols import Copy, Recall
+from attnlab.config.symbols import Copy, Recall, suffix
 from attnlab.data.loader import train_loader
 from attnlab.data.symbols import UNSCORED, SymbolData
 from attnlab.errors import BadInput
 from attnlab.report.collect import collect
 from attnlab.report.compare import comparisons
 from attnlab.report.ladder import ladders, note, table
+from attnlab.run import run
 
 START, SELECTIVE, RECALL = 10, 11, 12  # of the copy tasks; symbols are 0 to 9
 ALLOWED = {
@@ -137,7 +138,7 @@ def test_every_key_is_asked_for_once_and_its_pair_answers(ladder, power, seed):
 def test_small_powers_ask_early():
     """One query in 50 places: its share of each is proportional to place^(power - 1)."""
     for power in (0.01, 1.0):
-        data = SymbolData(pairs([[1, 102]], power=power, sequence_length=102, train_size=4000), 0)
+        data = SymbolData(pairs([[1, 102]], power=power, sequence_length=102, train_size=1500), 0)
         _, targets, _ = everything(data)
         at = (targets != UNSCORED).int().argmax(1).numpy() // 2 - 1
         share = np.arange(1, 51) ** (power - 1.0)
@@ -194,6 +195,19 @@ def test_batches_are_a_function_of_seed_and_step(task):
     assert all(same) and len(same) == 5
     assert not any(torch.equal(a[0], b[0]) for a, b in zip(rest, other, strict=True))
     assert not torch.equal(whole[0][0], whole[5][0])
+
+
+@pytest.mark.parametrize("task", ["random_copy", "mqar"])
+def test_a_run_measures_every_level(task, cache, tmp_path):
+    """Through the whole program, with ALiBi and diagnostics of every layer."""
+    words = ("scale=smoke", "model=dagpam", "arch.positions=alibi", "trainer.diagnostics=true")
+    ladder = {"random_copy": ("data.ladder=[[15,25],[12,12]]",)}.get(task, TASKS[task])
+    cfg = config(f"data={task}", *words, *ladder, "logger=none", f"runtime.cache={cache}")
+    result = run(cfg, tmp_path)
+    ends = [suffix(cfg.data.level, level) for level in cfg.data.tasks]
+    assert len(ends) == 2 and all(0 <= result[f"test/accuracy{end}"] <= 1 for end in ends)
+    last = [row for row in metrics(tmp_path) if "attention/1/row_sum" in row][-1]
+    assert last["step"] == 4 and last["attention/1/row_sum"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def _problems(overrides: list[str]) -> Iterator[str]:
     while True:
         try:
             composed = compose_config(overrides, hydra=True)
-            values = plain(composed)
+            values, chosen = plain(composed), composed.hydra.run.dir
             break
         except Exception as error:  # Hydra's errors share no base class
             culprit = _culprit(overrides, error)
@@ -143,7 +143,7 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             yield from str(error).splitlines()
     try:
         cfg = validate(values)
-        RunFolder(run_path(cfg, composed.hydra.run.dir), cfg).check()
+        RunFolder(run_path(cfg, chosen), cfg).check()
     except BadInput as error:
         yield from str(error).splitlines()
 

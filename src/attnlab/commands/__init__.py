@@ -30,10 +30,10 @@ def main() -> None:
 
 def start(name: str, words: list[str] | None = None) -> None:
     """Run one command with these words, or those of this process."""
-    from attnlab.cli import exit_on_failure
     from attnlab.commands.arguments import main_with
     from attnlab.config.messages import nearest
     from attnlab.errors import BadInput
+    from attnlab.runtime.exits import exit_on_failure
 
     with exit_on_failure():
         if name not in COMMANDS:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.cli import exit_on_failure
 from attnlab.config.compose import load
 from attnlab.config.messages import nearest
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
+from attnlab.runtime.exits import exit_on_failure
 
 # How a value is read where its type alone would not do: bool("no") is true.
 KINDS = {bool: {"yes": True, "true": True, "no": False, "false": False}.__getitem__}

@@ -3,10 +3,11 @@
 import hydra
 from hydra.core.hydra_config import HydraConfig
 
-from attnlab.cli import exit_on_failure, guard
+from attnlab.cli import guard
 from attnlab.config.compose import CONFIGS, plain, run_path
 from attnlab.config.messages import validate
 from attnlab.config.tuning import refuse_tuning
+from attnlab.runtime.exits import exit_on_failure
 
 
 def main() -> None:

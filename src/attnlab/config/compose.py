@@ -66,7 +66,9 @@ def load(folder: Path, name: str = "run") -> Config:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
-    for key, before in added_keys(OmegaConf.select(stored, "model.mechanism")).items():
+    if OmegaConf.select(stored, "data.path", default="") is None:  # once that of embedded data
+        stored.data.path = f"embedded:{stored.data.get('name')}"
+    for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)
     return validate(plain(stored))

@@ -6,10 +6,12 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from attnlab.config.mechanisms import Model
 from attnlab.config.symbols import Symbols, Task
@@ -45,17 +47,30 @@ ADDED = {
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
 }
-
-# The same for keys that only one mechanism has.
-ADDED_TO = {
-    "expressive": {"model.temperature": 1.0, "model.learn_temperature": False},
-    "dot_product_wide": {"model.ffn_layers": [0]},
+# The same for keys that only exist where another key has a certain value.
+ADDED_TO: dict[str, dict[str, dict[str, Any]]] = {
+    "model.mechanism": {
+        "expressive": {"model.temperature": 1.0, "model.learn_temperature": False},
+        "dot_product_wide": {"model.ffn_layers": [0]},
+    },
+    "data.kind": {
+        "text": {
+            "data.text_column": "text",
+            "data.validation_size": None,
+            "data.test_size": None,
+            "data.alphabet_size": None,
+        },
+        "image": {"data.test_size": None},
+    },
 }
 
 
-def added_keys(mechanism: Any) -> dict[str, Any]:
-    """Those keys, with their values, in a configuration with this model.mechanism."""
-    return ADDED | ADDED_TO.get(str(mechanism), {})
+def added_keys(get: Callable[[str], Any]) -> dict[str, Any]:
+    """Those keys, with their values, in the configuration whose values by dotted key are `get`."""
+    found = dict(ADDED)
+    for key, by_value in ADDED_TO.items():
+        found |= by_value.get(str(get(key)), {})
+    return found
 
 
 # Raised whenever a change of the code changes results; a run of another version is not resumed.
@@ -93,13 +108,45 @@ class ViT(Body):
     patch_size: PositiveInt
 
 
-class Text(Section):
-    name: Literal["wikitext103", "wikitext2", "pydocs"]
-    kind: Literal["text"]
+def _rows(size: float) -> float | int:
+    """A number of rows as an integer, a share of them as it is. Errors: `ValueError`."""
+    if size >= 1 and size != int(size):
+        raise ValueError("must be a whole number, or a share below 1")
+    return size if 0 < size < 1 else int(size)
+
+
+PartOf = Annotated[float, Field(le=LARGEST), AfterValidator(_rows)]
+
+
+class Stored(Section):
+    """Data that is read, or comes with a library: what all kinds of it share.
+
+    path: hub id, local folder, or `embedded:<name>`. name: that of run folders and in reports;
+    None becomes one that is made of path and config.
+    """
+
+    name: Name | None
     path: PathName | None
     config: str | None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.name is not None or self.path is None:
+            return self
+        last = Path(self.path).expanduser().absolute().name.removeprefix("embedded:")
+        words = "-".join(filter(None, (last, self.config)))
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", words).strip(".-")[:64]
+        return self.model_copy(update={"name": name or self.kind})
+
+
+class Text(Stored):
+    kind: Literal["text"]
+    text_column: Annotated[str, Field(min_length=1)]
+    validation_size: Annotated[float, Field(gt=0, lt=1)] | None
+    test_size: Annotated[float, Field(gt=0, lt=1)] | None
     tokenizer: PathName
     vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
+    alphabet_size: PositiveInt | None
     sequence_length: PositiveInt
     eval_stride: PositiveInt
 
@@ -113,15 +160,13 @@ class Augment(Section):
     rotation: Annotated[float, Field(ge=0, le=180)]
 
 
-class Image(Section):
-    name: Literal["cifar10", "cifar100", "digits"]
+class Image(Stored):
     kind: Literal["image"]
-    path: PathName | None
-    config: str | None
-    image_column: str
-    label_column: str
+    image_column: Annotated[str, Field(min_length=1)]
+    label_column: Annotated[str, Field(min_length=1)]
     image_size: PositiveInt
-    validation_size: Count
+    validation_size: Annotated[PartOf, Field(ge=0)] | None
+    test_size: Annotated[PartOf, Field(gt=0)] | None
     augment: Augment
 
 
@@ -198,7 +243,8 @@ class Config(Section):
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)
-        for key, before in added_keys(self.model.mechanism).items():
+        chosen = {"model.mechanism": self.model.mechanism, "data.kind": self.data.kind}
+        for key, before in added_keys(chosen.get).items():
             section, name = key.split(".")
             if kept.get(section, {}).get(name) == before:
                 del kept[section][name]
@@ -260,15 +306,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
     if isinstance(data, Symbols):
         yield from data.contradictions()
-    else:
-        embedded = data.name in ("pydocs", "digits")
-        if embedded and data.path is not None:
-            yield f"data.path={data.path}: data={data.name} is embedded and takes no path"
-        if not embedded and data.path is None:
-            yield (
-                f"data.path=null: data={data.name} needs a hub id or a local folder in its row "
-                "form"
-            )
+    elif data.path is None:
+        yield f"data.path=null: {data.kind} data needs a hub id or a local folder"
     if trainer.batch_size % trainer.micro:
         yield (
             f"trainer.batch_size={trainer.batch_size}: must be a multiple of "

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ from attnlab.errors import BadInput
 log = logging.getLogger(__name__)
 
 
-def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]) -> Path:
-    """The folder of what `build` returns, built only if no folder for `key` is there yet.
+# Notes on the content that no number depends on, such as the names of classes.
+NOTES = "notes.json"
+
+
+def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
+    """The folder of what `build` writes, built only if no folder for `key` is there yet.
 
     The code of build's module counts as part of the key: other code may prepare other data.
-    build() gives {file name: array (saved as .npy) or text}. The folder appears by one rename, so
-    two runs may prepare the same data at once, and a killed one leaves nothing under the name.
+    build(folder) writes files into a folder that gets its name by one rename, so two runs may
+    prepare the same data at once, and a killed one leaves nothing under the name.
     """
     code = inspect.getsource(sys.modules[build.__module__])
     key = {"code": digest(code.encode()), **key}
@@ -39,36 +43,27 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[], dict]
         shutil.rmtree(aside, ignore_errors=True)
     if not folder.is_dir():
         log.info("preparing %s data in %s", name, folder)
-        content = build()
         try:
-            _publish(folder, key, content)
+            _publish(folder, key, build)
         except OSError as error:
             raise BadInput(f"runtime.cache={root}: cannot be written: {error}") from None
     return folder
 
 
-def _publish(folder: Path, key: dict, content: dict) -> None:
+def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
     """Write everything beside `folder`, then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        _write(made, key, content)
+        build(made)
+        sums = {p.name: file_digest(p) for p in sorted(made.iterdir())}
+        (made / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
         os.rename(made, folder)
     except OSError:
         if not folder.is_dir():  # otherwise another run was faster, with the same content
             raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _write(folder: Path, key: dict, content: dict) -> None:
-    for file, value in content.items():
-        if isinstance(value, str):
-            (folder / file).write_text(value)
-        else:
-            np.save(folder / file, value)
-    sums = {p.name: file_digest(p) for p in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
 
 
 def _whole(folder: Path) -> bool:
@@ -80,14 +75,38 @@ def _whole(folder: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits that change if and only if the cached content does."""
+    """Sixteen hex digits that change if and only if the cached content does, without notes."""
     sums = json.loads((folder / "manifest.json").read_text())["sha256"]
+    sums.pop(NOTES, None)
     return digest(json.dumps(sums, sort_keys=True).encode())[:16]
 
 
 def array(folder: Path, name: str) -> np.ndarray:
     """A cached array, memory-mapped and read-only."""
     return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+
+@contextlib.contextmanager
+def growing_array(path: Path, dtype: type) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends values (n,) to a .npy file, so that the array need not fit in
+    memory. In the end the file is the same as that of `np.save` of the whole array.
+    """
+    length = 0
+    with open(path, "wb") as file:
+
+        def write_header() -> None:
+            described = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length,)}
+            np.lib.format.write_array_header_1_0(file, described)
+
+        def append(values: np.ndarray) -> None:
+            nonlocal length
+            length += len(values)
+            file.write(values.astype(dtype, copy=False).tobytes())
+
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()  # numpy leaves room for a length of 21 digits
 
 
 def digest(data: bytes) -> str:

@@ -1,9 +1,10 @@
-"""Rows in the hub's form, from the hub or from a local folder of the same form, read by
-`datasets`.
+"""Rows of a data set, from the hub or from a local folder, read by `datasets`: parquet, JSON
+lines, CSV, plain text (a row is a line of a .txt file), or a folder of images for each class.
 """
 
 import hashlib
 import logging
+import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -11,19 +12,20 @@ from attnlab.data.cache import file_digest
 from attnlab.errors import BadInput
 from attnlab.runtime.network import prepare_hub
 
+SPLITS = ("train", "validation", "test")
 STRINGS = ("string", "large_string")
+TEXT_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl"}
 
 
 class Rows:
     """The splits of one data set.
 
-    path: hub id or local folder; config: the hub's configuration name; columns: those that must
-    be there. Errors: `BadInput` for a missing folder, split or column, a damaged file, an
-    unreachable hub.
+    data: its section of the configuration. columns: those that must be there. Errors: `BadInput`
+    for a missing folder, split or column, a damaged file, an unreachable hub.
     """
 
-    def __init__(self, data, columns: list[str], splits: list[str], cache: Path):
-        self.data, self.columns, self.splits, self.cache = data, columns, splits, cache
+    def __init__(self, data, columns: list[str], cache: Path):
+        self.data, self.columns, self.cache = data, columns, cache
         self.folder = Path(data.path).expanduser()
         looks_local = data.path.startswith((".", "/", "~")) or data.path.count("/") > 1
         if looks_local and not self.folder.is_dir():
@@ -41,19 +43,17 @@ class Rows:
         revision.
         """
         if not self.folder.is_dir():
-            return "|".join(self._loaded[split]._fingerprint for split in self.splits)
+            return "|".join(rows._fingerprint for rows in self.splits.values())
         total = hashlib.sha256(f"{self.data.config}\n".encode())
-        for file in sorted(self.folder.rglob("*")):
-            if file.is_file():
-                total.update(f"{file.relative_to(self.folder)} {file_digest(file)}\n".encode())
+        for file in self._files():
+            total.update(f"{file.relative_to(self.folder)} {file_digest(file)}\n".encode())
         return total.hexdigest()
 
-    def __getitem__(self, split: str):
-        """One split as a `datasets.Dataset` with all required columns, at least one row."""
-        return self._loaded[split]
-
     @cached_property
-    def _loaded(self) -> dict:
+    def splits(self) -> dict:
+        """train, and validation and test where the data set has them, as `datasets.Dataset`s with
+        all required columns and at least one row each.
+        """
         local = self.folder.is_dir()
         if local:
             self._check_parquet()
@@ -62,28 +62,35 @@ class Rows:
         import datasets  # 2 s: not for runs whose data is embedded or cached
 
         datasets.disable_progress_bars()
-        logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its errors are raised as well
+        for name in ("datasets", "huggingface_hub"):  # their errors are raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         # datasets' own cache goes by modification time; ours by content
         store = {"cache_dir": str(self.cache / f"rows-{self.fingerprint[:16]}")} if local else {}
         try:
-            loaded = datasets.load_dataset(self.data.path, self.data.config, **store)
+            with warnings.catch_warnings(action="ignore"):
+                loaded = datasets.load_dataset(self.data.path, self.data.config, **store)
         except Exception as error:  # the hub's and arrow's errors share no base class
             raise BadInput(f"{self.where}: {self._explain(error, local)}") from None
-        for split in self.splits:
-            if split not in loaded:
-                raise BadInput(f"{self.where}: no split {split}; it has {', '.join(loaded)}")
-            missing = set(self.columns) - set(loaded[split].column_names)
-            if missing:
-                has = ", ".join(loaded[split].column_names)
-                raise BadInput(
-                    f"{self.where}: split {split} has no column {', '.join(missing)}; it has {has}"
-                )
-            if "text" in self.columns and loaded[split].features["text"].dtype not in STRINGS:
-                found = loaded[split].features["text"]
-                raise BadInput(f"{self.where}: split {split}, column text is no text but {found}")
-            if not len(loaded[split]):
-                raise BadInput(f"{self.where}: split {split} is empty")
-        return loaded
+        if "train" not in loaded:
+            raise BadInput(f"{self.where}: no split train; it has {', '.join(loaded)}")
+        return {split: self._checked(split, loaded[split]) for split in SPLITS if split in loaded}
+
+    def _checked(self, split: str, rows):
+        if missing := [c for c in self.columns if c not in rows.column_names]:
+            raise BadInput(
+                f"{self.where}: split {split} has no column {', '.join(missing)}; it has "
+                f"{', '.join(rows.column_names)}"
+            )
+        column = getattr(self.data, "text_column", None)
+        if column and getattr(rows.features[column], "dtype", None) not in STRINGS:
+            found = rows.features[column]
+            raise BadInput(f"{self.where}: split {split}, column {column} is no text but {found}")
+        if not len(rows):
+            raise BadInput(f"{self.where}: split {split} is empty")
+        return rows
+
+    def _files(self) -> list[Path]:
+        return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
 
     def _check_parquet(self) -> None:
         import pyarrow.parquet
@@ -103,9 +110,27 @@ class Rows:
         while error.__cause__ is not None:  # the reason is at the bottom
             error = error.__cause__
         text = " ".join(str(error).split())[:200] or repr(error)
+        if local and (found := self._not_utf8()):
+            return found
+        if local and type(error).__name__ == "SchemaInferenceError":
+            return "all its files are empty"
         if local or "BuilderConfig" in text:
-            return f"cannot be read as {self.data.name} in the hub's row form: {text}"
+            return f"cannot be read: {text}"
         return (
             f"cannot be loaded from the hub ({type(error).__name__}: {text[:120]}); a local copy "
-            "in the same row form is named by data.path=<folder>"
+            "of the same form is named by data.path=<folder>"
         )
+
+    def _not_utf8(self) -> str | None:
+        for file in self._files():
+            if file.suffix.lower() in TEXT_FILES:
+                try:
+                    with open(file, encoding="utf-8") as lines:
+                        for _ in lines:
+                            pass
+                except UnicodeDecodeError as error:
+                    return (
+                        f"{file} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); "
+                        "iconv -f <encoding> -t utf-8 converts it"
+                    )
+        return None

@@ -1,32 +1,42 @@
 """Images: decoded once into arrays, augmented by a pure function of (seed, epoch, index)."""
 
+import contextlib
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
+from PIL import ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
+from tqdm import tqdm
 
 from attnlab.config.schema import Image
-from attnlab.data.cache import array, cached, digest, fingerprint
-from attnlab.data.hub import Rows
+from attnlab.data.cache import NOTES, array, cached, digest, fingerprint
+from attnlab.data.embedded import IMAGES, embedded
+from attnlab.data.hub import SPLITS, Rows
+from attnlab.data.splits import cut
 from attnlab.errors import BadInput
 from attnlab.runtime.seeding import reseed
-
-# Which training images are held out is the same for every seed: a fixed permutation's first ones.
-HOLD_OUT = 2502_17206
 
 
 @dataclass
 class ImageData:
-    """Pixels (N, S, S, 3) uint8 and labels (N,) of the training and test images, memory-mapped."""
+    """Pixels (N, H, W, 3) uint8 and labels (N,) of the splits that the source has, memory-mapped.
+
+    indices: of each of train, validation and test, the rows in its split of the source (its own,
+    or else train). names: of the classes, where the source tells them.
+    """
 
     pixels: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
-    indices: dict[str, np.ndarray]  # rows of `pixels` that make up train, validation, test
+    indices: dict[str, np.ndarray]
     classes: int
+    names: list[str] | None
     fingerprint: str
     options: Image
     seed: int
@@ -68,7 +78,7 @@ class ImageData:
         return self._images(split, None)
 
     def _images(self, split: str, augment) -> "Images":
-        source = "test" if split == "test" else "train"
+        source = split if split in self.pixels else "train"
         size = self.options.image_size
         args = self.pixels[source], self.labels[source], self.indices[split]
         return Images(*args, size, augment, self.seed)
@@ -125,76 +135,137 @@ def build_images(data: Image, seed: int, cache: Path) -> ImageData:
 
     Errors: `BadInput` for a missing or damaged source, or more held-out images than there are.
     """
-    if data.path is None:
-        arrays = _digits()
+    made = embedded(data.path, IMAGES)
+    if made:
+        arrays, notes = made(), {"classes": None, "names": None}
         content = digest(b"".join(arrays[name].tobytes() for name in sorted(arrays)))[:16]
-        get = arrays.__getitem__
     else:
-        columns = [data.image_column, data.label_column]
-        source = Rows(data, columns, ["train", "test"], cache)
-        key = {"content": source.fingerprint, "columns": columns}
-        folder = cached(cache, data.name, key, lambda: _decode(source, data))
-        content = fingerprint(folder)
-
-        def get(name: str) -> np.ndarray:
-            return array(folder, name.removesuffix(".npy"))
-
-    pixels = {s: get(f"{s}_pixels.npy") for s in ("train", "test")}
-    labels = {s: get(f"{s}_labels.npy") for s in ("train", "test")}
-    n, held = len(labels["train"]), data.validation_size
-    if held >= n:
-        raise BadInput(f"data.validation_size={held}: must be less than the {n} training images")
-    order = np.random.default_rng(HOLD_OUT).permutation(n)
+        source = Rows(data, [data.image_column, data.label_column], cache)
+        # the size matters to images of several sizes alone, but which they are is not known yet
+        keys = ("image_column", "label_column", "image_size")
+        key = {"content": source.fingerprint, **{key: getattr(data, key) for key in keys}}
+        folder = cached(cache, data.name, key, lambda folder: _decode(source, data, folder))
+        content, notes = fingerprint(folder), json.loads((folder / NOTES).read_text())
+        arrays = {file.stem: array(folder, file.stem) for file in folder.glob("*.npy")}
+    there = [split for split in SPLITS if f"{split}_labels" in arrays]
+    labels = {split: arrays[f"{split}_labels"] for split in there}
+    indices = cut(len(labels["train"]), data, there, f"data.path={data.path}")
+    for split in there[1:]:
+        indices[split] = np.arange(len(labels[split]))
+    classes = notes["classes"] or 1 + int(max(values.max() for values in labels.values()))
     return ImageData(
-        pixels=pixels,
+        pixels={split: arrays[f"{split}_pixels"] for split in there},
         labels=labels,
-        indices={
-            "train": np.sort(order[held:]),
-            "validation": np.sort(order[:held]),
-            "test": np.arange(len(labels["test"])),
-        },
-        classes=int(max(labels["train"].max(), labels["test"].max())) + 1,
+        indices=indices,
+        classes=classes,
+        names=notes["names"],
         fingerprint=content,
         options=data,
         seed=seed,
     )
 
 
-def _decode(source: Rows, data: Image) -> dict[str, np.ndarray]:
-    """All images of both splits as RGB arrays of one size."""
+def _decode(source: Rows, data: Image, folder: Path) -> None:
+    """Write all images of every split as RGB arrays, their labels, and the names of classes."""
+    labels = {}
+    for split, rows in source.splits.items():
+        where = f"{source.where}: split {split}"
+        labels[split] = _labels(rows, data.label_column, where)
+        np.save(folder / f"{split}_labels.npy", labels[split])
+        _write_pixels(rows, data, folder / f"{split}_pixels.npy", where)
+    feature = source.splits["train"].features[data.label_column]
+    names = getattr(feature, "names", None)
+    used = np.unique(labels["train"])
+    column = f"{source.where}: column {data.label_column}"
+    if len(used) == 1:
+        raise BadInput(
+            f"{column}: all training images have label {used[0]}; at least two are needed"
+        )
+    classes = len(names) if names else int(used[-1]) + 1
+    if not names and len(used) < classes:
+        gap = min(set(range(classes)) - set(used.tolist()))
+        raise BadInput(
+            f"{column}: labels must be 0, 1, 2, ... without a gap; they go up to {used[-1]}, and "
+            f"no training image has {gap}"
+        )
+    for split, values in labels.items():
+        if values.max() >= classes:
+            raise BadInput(
+                f"{column}: split {split} has label {values.max()}; training images have "
+                f"0 to {classes - 1}"
+            )
+    (folder / NOTES).write_text(json.dumps({"classes": classes, "names": names}))
+
+
+def _labels(rows, column: str, where: str) -> np.ndarray:
+    """Class numbers (N,)."""
+    feature = rows.features[column]
+    if "int" not in str(getattr(feature, "dtype", "")):
+        raise BadInput(
+            f"{where}, column {column}: must hold class numbers from 0 (integers, or a "
+            f"ClassLabel), not {feature}"
+        )
+    values = rows[column][:]
+    if None in values:
+        raise BadInput(f"{where}, row {values.index(None)}: has no label in column {column}")
+    labels = np.array(values, dtype=np.int64)
+    if labels.min() < 0:
+        raise BadInput(f"{where}, row {labels.argmin()}: label {labels.min()} is below 0")
+    return labels
+
+
+def _write_pixels(rows, data: Image, file: Path, where: str) -> None:
+    """Images as an array (N, H, W, 3): as they are if all have one size, otherwise scaled and cut
+    around their centre to squares of data.image_size.
+    """
+    size = next(_images(rows, data.image_column, where)).size
+    if not _write(file, size, rows, data.image_column, where, fit=False):
+        square = (data.image_size, data.image_size)
+        _write(file, square, rows, data.image_column, where, fit=True)
+
+
+def _write(file: Path, size: tuple[int, int], rows, column: str, where: str, fit: bool) -> bool:
+    """Write all images; False at the first one of another size that may not be made to fit."""
+    width, height = size
+    shape = (len(rows), height, width, 3)
+    pixels = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    # disable=None: only on a terminal
+    bar = tqdm(total=len(rows), desc="decoding", unit=" images", delay=2, disable=None)
+    with bar:
+        for number, image in enumerate(_images(rows, column, where)):
+            if image.size != size:
+                if not fit:
+                    return False
+                image = ImageOps.fit(image, size)
+            pixels[number] = np.asarray(image)
+            bar.update()
+    pixels.flush()
+    return True
+
+
+def _images(rows, column: str, where: str) -> Iterator[PIL.Image.Image]:
+    """All images as RGB, one at a time."""
     import datasets
 
-    files = {}
-    for split in ("train", "test"):
-        rows = source[split]
-        try:
-            # files written without the hub's type information hold images as bytes
-            rows = rows.cast_column(data.image_column, datasets.Image())
-            images = [np.asarray(i.convert("RGB")) for i in rows[data.image_column]]
-            files[f"{split}_pixels.npy"] = np.stack(images)
-            files[f"{split}_labels.npy"] = np.array(rows[data.label_column], dtype=np.int64)
-        except Exception as error:  # arrow's and the decoder's errors share no base class
-            raise BadInput(
-                f"{source.where}: split {split}, columns {data.image_column} and "
-                f"{data.label_column} are not images of one size with labels: {error}"
-            ) from None
-        if files[f"{split}_labels.npy"].min() < 0:
-            raise BadInput(f"{source.where}: split {split} has labels below 0")
-    return files
+    number = 0
+    try:
+        # files written without the hub's type information hold images as bytes
+        rows = rows.cast_column(column, datasets.Image())
+        for image in rows[column]:
+            yield image.convert("RGB")
+            number += 1
+    except Exception as error:  # arrow's and the decoder's errors share no base class
+        raise BadInput(
+            f"{where}, row {number}{_file(rows, column, number)}: column {column} holds no image "
+            f"that can be read: {' '.join(str(error).split())[:200]}"
+        ) from None
 
 
-def _digits() -> dict[str, np.ndarray]:
-    """scikit-learn's digits as 8 x 8 RGB; every fifth is for testing (the order mixes the
-    classes).
-    """
-    from sklearn.datasets import load_digits
+def _file(rows, column: str, number: int) -> str:
+    """The file of an image for a message, where it is one of its own."""
+    import datasets
 
-    bunch = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None].repeat(3, axis=-1)
-    test = np.arange(len(pixels)) % 5 == 4
-    parts = {"train": ~test, "test": test}
-    return {
-        f"{split}_{what}.npy": values[rows]
-        for split, rows in parts.items()
-        for what, values in (("pixels", pixels), ("labels", bunch.target.astype(np.int64)))
-    }
+    with contextlib.suppress(Exception):  # the column may hold anything
+        undecoded = rows.cast_column(column, datasets.Image(decode=False))
+        return f" ({undecoded[number][column]['path']})"
+    return ""

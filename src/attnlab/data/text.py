@@ -1,12 +1,15 @@
 """Text as token ids: read rows, tokenise, cache; training blocks and evaluation windows over them.
 
-A row is a line. The hub's WikiText rows hold "" for a blank line; the raw file, which the released
-code reads, has a line end there as well, so `lines` puts it back. As in the released code, "\\n"
-becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer without these tokens sees the text as it is.
+A row is a line, or several with their line breaks: a document. The hub's WikiText rows hold "" for
+a blank line; the raw file, which the released code reads, has a line end there as well, so `lines`
+puts it back. As in the released code, "\\n" becomes [SEP] and "<unk>" becomes [UNK]; a tokenizer
+without these tokens sees the text as it is.
 """
 
+import functools
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from attnlab.config.schema import Text
-from attnlab.data.cache import array, cached, digest, fingerprint
-from attnlab.data.hub import Rows
+from attnlab.data.cache import array, cached, fingerprint, growing_array
+from attnlab.data.embedded import TEXT, embedded
+from attnlab.data.hub import SPLITS, Rows
+from attnlab.data.splits import HOLD_OUT, STRETCHES, cut
 from attnlab.data.tokenizer import choose_tokenizer
 from attnlab.errors import BadInput
 
-SPLITS = ("train", "validation", "test")
-ENCODE_ROWS = 10_000  # rows tokenised at a time, so that WikiText-103 fits in memory
+# What is in memory at a time, however large the text is: rows that are read, characters that are
+# tokenised (but at least one row of each), tokens that are counted.
+READ_ROWS, ENCODE_CHARACTERS, COUNT_TOKENS = 1000, 2**22, 2**24
 
 
 @dataclass
@@ -100,7 +107,9 @@ class TextData:
 
     def baselines(self, split: str) -> dict[str, float]:
         """Perplexity of the training split's token frequencies (add one) on the same tokens."""
-        counts = np.bincount(self.tokens["train"], minlength=self.vocab) + 1.0
+        counts, train = np.ones(self.vocab), self.tokens["train"]
+        for start in range(0, len(train), COUNT_TOKENS):
+            counts += np.bincount(train[start : start + COUNT_TOKENS], minlength=self.vocab)
         losses = -np.log(counts / counts.sum())[self.tokens[split][1:]]
         return {"unigram_perplexity": math.exp(float(losses.mean()))}
 
@@ -137,17 +146,29 @@ def build_text(data: Text, cache: Path) -> TextData:
     Errors: `BadInput` for a missing or damaged source or tokenizer, or a split shorter than a
     block.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    source = PyDocs() if data.path is None else Rows(data, ["text"], list(SPLITS), cache)
-    tokenizer_key, make_tokenizer = choose_tokenizer(data, source)
-    key = {"content": source.fingerprint, "tokenizer": tokenizer_key}
-    folder = cached(cache, data.name, key, lambda: _tokenise(source, make_tokenizer()))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # the library's threads
+    made = embedded(data.path, TEXT)
+    source = made(data.text_column) if made else Rows(data, [data.text_column], cache)
+    splits = functools.cache(lambda: split_rows(source, data))
+    tokenizer_key, make_tokenizer = choose_tokenizer(data, splits)
+    keys = ("text_column", "validation_size", "test_size")
+    key = {
+        "content": source.fingerprint,
+        "tokenizer": tokenizer_key,
+        "cut": [HOLD_OUT, STRETCHES],
+        **{key: getattr(data, key) for key in keys},
+    }
+
+    def build(folder: Path) -> None:
+        _tokenise(source.where, splits(), make_tokenizer(), folder)
+
+    folder = cached(cache, data.name, key, build)
     tokens = {split: array(folder, split) for split in SPLITS}
     shortest = min(SPLITS, key=lambda split: len(tokens[split]))
     if len(tokens[shortest]) <= data.sequence_length:
         raise BadInput(
-            f"data.sequence_length={data.sequence_length}: split {shortest} has only "
-            f"{len(tokens[shortest])} tokens; at most {len(tokens[shortest]) - 1} is allowed"
+            f"data.sequence_length={data.sequence_length}: split {shortest} of {source.where} has "
+            f"only {len(tokens[shortest])} tokens; at most {len(tokens[shortest]) - 1} is allowed"
         )
     words, vocab = array(folder, "words"), int(array(folder, "vocab"))
     return TextData(
@@ -161,59 +182,65 @@ def build_text(data: Text, cache: Path) -> TextData:
     )
 
 
-def _tokenise(source, tokenizer) -> dict:
-    """Token ids and word counts of every split, as files for the cache."""
+def split_rows(source, data: Text) -> dict:
+    """The column of text of every split, sliced as a list is; splits that the source lacks are cut
+    from its training rows (see `splits.cut`).
+    """
+    splits = dict(source.splits)
+    if len(splits) < len(SPLITS):
+        train = splits["train"]
+        parts = cut(len(train), data, list(splits), source.where)
+        splits |= {split: train.select(rows) for split, rows in parts.items()}
+    return {split: splits[split][data.text_column] for split in SPLITS}
+
+
+def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
+    """Write token ids and word counts of every split, and the tokenizer, into a folder."""
     known = (
         tokenizer.token_to_id("[SEP]") is not None and tokenizer.token_to_id("[UNK]") is not None
     )
     vocab = tokenizer.get_vocab_size()
     dtype = np.uint16 if vocab <= 2**16 else np.int32
-    files: dict = {"tokenizer.json": tokenizer.to_str(), "vocab.npy": np.array(vocab)}
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    np.save(folder / "vocab.npy", np.array(vocab))
     words = []
-    for split in SPLITS:
-        rows, parts, count, ends = source[split]["text"], [], 0, 0
-        for start in range(0, len(rows), ENCODE_ROWS):
-            chunk = list(rows[start : start + ENCODE_ROWS])
-            if None in chunk:
-                where = start + chunk.index(None)
-                raise BadInput(f"{source.where}: split {split}, row {where} has no text")
-            chunk = lines(chunk)
-            count += sum(len(text.split()) for text in chunk)
-            ends += sum(text.count("\n") for text in chunk)
-            if known:
-                chunk = [r.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for r in chunk]
-            encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-            parts += [np.array(e.ids, dtype=dtype) for e in encoded]
-        files[f"{split}.npy"] = np.concatenate(parts) if parts else np.array([], dtype)
-        words.append(count + ends)
-        if not count:
-            raise BadInput(f"{source.where}: split {split} is empty")
-    files["words.npy"] = np.array(words)
-    return files
+    total = sum(map(len, splits.values()))
+    # disable=None: only on a terminal
+    with tqdm(total=total, desc="tokenising", unit=" rows", delay=2, disable=None) as bar:
+        for split in SPLITS:
+            count = ends = 0
+            with growing_array(folder / f"{split}.npy", dtype) as append:
+                for chunk in _chunks(splits[split], f"{where}: split {split}"):
+                    bar.update(len(chunk))
+                    count += sum(len(text.split()) for text in chunk)
+                    ends += sum(text.count("\n") for text in chunk)
+                    if known:
+                        chunk = [t.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for t in chunk]
+                    for encoded in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
+                        append(np.array(encoded.ids, dtype=dtype))
+            words.append(count + ends)
+            if not count:
+                raise BadInput(f"{where}: split {split} has no words")
+    np.save(folder / "words.npy", np.array(words))
+
+
+def _chunks(rows, where: str) -> Iterator[list[str]]:
+    """All rows as lines, in lists of ENCODE_CHARACTERS characters or one row."""
+    chunk: list[str] = []
+    size = 0
+    for start in range(0, len(rows), READ_ROWS):
+        for number, row in enumerate(rows[start : start + READ_ROWS], start):
+            if row is None:
+                raise BadInput(f"{where}, row {number} has no text")
+            if chunk and size + len(row) > ENCODE_CHARACTERS:
+                yield chunk
+                chunk, size = [], 0
+            chunk += lines([row])
+            size += len(row)
+    if chunk:
+        yield chunk
 
 
 def lines(rows: list[str]) -> list[str]:
     """The rows as lines of a file: each ends in a line end, blank ones too."""
     return [row if row.endswith("\n") else f"{row}\n" for row in rows]
-
-
-class PyDocs:
-    """The English language reference inside every CPython; whole topics, a tenth each, are held
-    out.
-    """
-
-    where = "data=pydocs"
-
-    def __init__(self):
-        from pydoc_data.topics import topics
-
-        self._splits: dict[str, dict[str, list[str]]] = {s: {"text": []} for s in SPLITS}
-        total, seen = sum(map(len, topics.values())), 0
-        for name in sorted(topics, key=lambda n: digest(n.encode())):  # mixed, yet always the same
-            split = ("test", "validation", "train")[min(2, 10 * seen // total)]
-            self._splits[split]["text"] += topics[name].splitlines(keepends=True)
-            seen += len(topics[name])
-        self.fingerprint = digest(repr(self._splits).encode())
-
-    def __getitem__(self, split: str) -> dict[str, list[str]]:
-        return self._splits[split]

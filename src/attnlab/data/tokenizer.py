@@ -2,7 +2,8 @@
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from attnlab.config.schema import Text
@@ -13,15 +14,16 @@ from attnlab.runtime.network import prepare_hub
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def choose_tokenizer(data: Text, source) -> tuple[str, Callable]:
-    """What identifies data.tokenizer, and a function that makes it; `train` needs the source's
-    training split. Errors: `BadInput` if it cannot be had.
+def choose_tokenizer(data: Text, splits: Callable[[], dict]) -> tuple[str, Callable]:
+    """What identifies data.tokenizer, and a function that makes it; `train` needs the rows of the
+    training split, which `splits` gives. Errors: `BadInput` if it cannot be had.
     """
     name = data.tokenizer
     if name == "train":
         code = digest(inspect.getsource(sys.modules[__name__]).encode())[:16]
-        key = f"train {data.vocab_size} {code}"
-        return key, lambda: _train_wordpiece(source, data.vocab_size)
+        key = f"train {data.vocab_size} {data.alphabet_size} {code}"
+        sizes = data.vocab_size, data.alphabet_size
+        return key, lambda: _train_wordpiece(splits()["train"], *sizes)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
@@ -63,14 +65,29 @@ def with_decoder(tokenizer):
     return tokenizer
 
 
-def _train_wordpiece(source, vocab_size: int):
+def _train_wordpiece(rows, vocab_size: int, alphabet_size: int | None):
     """A cased WordPiece as BERT's, trained on the training split; the same one every time.
+
+    alphabet_size: the number of most frequent characters that it knows; None: all. The library
+    could limit it too, but chooses among equally frequent ones by chance.
 
     The library's trainer numbers the continuing characters (##a) in an order that differs from
     process to process, and breaks ties by number. So it runs twice: once to learn which there are,
     once with their order given.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    def text() -> Iterator[str]:
+        return ((row or "").replace("<unk>", " ") for row in rows)
+
+    limit: dict = {}
+    if alphabet_size:
+        counts: Counter[str] = Counter()
+        for line in text():
+            counts.update(line)
+        visible = [character for character in counts if not character.isspace()]
+        alphabet = sorted(visible, key=lambda c: (-counts[c], c))[:alphabet_size]
+        limit = {"initial_alphabet": alphabet, "limit_alphabet": len(alphabet)}
 
     def bare(model):
         tokenizer = Tokenizer(model)
@@ -81,10 +98,12 @@ def _train_wordpiece(source, vocab_size: int):
     def trained_vocab(first: list[str]) -> dict[str, int]:
         tokenizer = bare(models.WordPiece(unk_token="[UNK]"))
         trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=first, show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=first,
+            show_progress=False,
+            **limit,
         )
-        rows = ((r or "").replace("<unk>", " ") for r in source["train"]["text"])
-        tokenizer.train_from_iterator(rows, trainer)
+        tokenizer.train_from_iterator(text(), trainer)
         return tokenizer.get_vocab()
 
     continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))

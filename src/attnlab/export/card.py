@@ -20,8 +20,8 @@ LICENCES = {
     "cifar100": CIFAR,
     "digits": "CC BY 4.0 (UCI Machine Learning Repository); included in scikit-learn (BSD)",
     "pydocs": "PSF License Version 2 (the documentation inside CPython)",
-    "nt": "none needed: the sequences are generated",
 }
+UNKNOWN = "not known to attnlab; its publisher may state one"
 PROTOCOLS = {
     "paper": "what the text of arXiv 2502.17206 says",
     "released": "what the code released with arXiv 2502.17206 does",
@@ -44,7 +44,7 @@ def card(cfg: Config, run: Path, result: dict[str, Any], auto: str) -> str:
         "| | |",
         "|---|---|",
         f"| data | {cfg.data.name} ({_source(cfg)}), fingerprint {result['data_fingerprint']} |",
-        f"| licence of the data | {LICENCES[cfg.data.name]} |",
+        f"| licence of the data | {_licence(cfg)} |",
         f"| arm | `{cfg.model.name}`: {_options(cfg)} |",
         f"| body | {cfg.arch.layers} layers, {cfg.arch.heads} heads, width {cfg.arch.width}; "
         f"{result['params']:,} parameters, of which the mechanism has "
@@ -102,6 +102,12 @@ def _source(cfg: Config) -> str:
     if getattr(cfg.data, "path", None):
         return hub_id(cfg) or "a local copy"
     return "generated" if cfg.data.kind == "symbols" else "embedded"
+
+
+def _licence(cfg: Config) -> str:
+    if cfg.data.kind == "symbols":
+        return "none needed: the sequences are generated"
+    return LICENCES.get(cfg.data.name, UNKNOWN)
 
 
 def _kind(cfg: Config) -> str:
@@ -183,7 +189,7 @@ def _use(cfg: Config, auto: str) -> list[str]:
         lines += [
             f"from transformers import {auto}  # attnlab[hf]",
             "",
-            "inputs = torch.tensor([[16, 3, 5]])  # the task's token, then symbols",
+            "inputs = torch.tensor([[2, 0, 1]])  # symbols of the task",
         ]
     lines += [
         "model = attnlab.load(folder)",

@@ -31,6 +31,8 @@ def export(cfg: Config, run: Path, out: Path) -> None:
     Errors: `BadInput` if the run is not finished, lacks a file or is damaged, or if `out` holds
     anything or cannot be written.
     """
+    if cfg.arch.body not in CLASSES:
+        raise BadInput(f"run={run}: arch.body={cfg.arch.body}: export knows {', '.join(CLASSES)}")
     result = _result(run)
     best = checkpoint.load_best(run / "checkpoints")
     spec = spec_of(cfg, best["model"])

@@ -166,7 +166,8 @@ def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
     checkpoint.fill(model, best, path)
     pixels, label = images.__getitems__([(0, index)])
     weights = maps(model, pixels.to(device), layers)
-    subject = f"test image {index} of {cfg.data.name} (class {int(label)})"
+    name = f", {data.names[label]}" if data.names else ""
+    subject = f"test image {index} of {cfg.data.name} (class {int(label)}{name})"
     return View(cfg, layers, weights, subject, [], (pixels[0].permute(1, 2, 0) + 1) / 2)
 
 

@@ -204,7 +204,7 @@ def _yaml(file: Path) -> Any:
 def _checked(content: Any) -> dict[str, Any]:
     """A run's configuration with dotted keys. Errors: ValueError if it is none."""
     config = flatten(content) if isinstance(content, dict) else {}
-    config = added_keys(config.get("model.mechanism")) | config
+    config = (added_keys(config.get) | config) if config else {}
     if missing := sorted(NEEDED.keys() - config.keys()):
         raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
     for key, allowed in NEEDED.items():

@@ -41,7 +41,7 @@ def curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
     found = curves(comparison)
     if found is None:
         return []
-    source = naming.source(comparison.config["data.name"])
+    source = naming.source(comparison.config)
     number = published.EXPERIMENTS[source].figure if source else None
     name = f"figure{number}" if number else "curves"
     file = f"figures/{name}_{comparison.slug}"

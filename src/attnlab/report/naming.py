@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.mechanisms import Mechanism, Model
-from attnlab.config.schema import PER_ARM, Arch, Body
+from attnlab.config.schema import PER_ARM, PLACE, Arch, Body
 from attnlab.report import published
 
 # Section 4 of the paper, by body: what its numbers were measured with.
@@ -39,7 +39,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
 MOST_KEYS = 4  # named in a title
-ORIENTATION = {"wikitext2": "wikitext103"}  # the same test text, a fiftieth of the training text
+# By data.config. WikiText-2 has the same test text, a fiftieth of the training text.
+ORIENTATION = {"wikitext-2-v1": "wikitext-103-v1"}
 
 
 def frozen(values: dict[str, Any]) -> str:
@@ -91,29 +92,28 @@ def natural(text: str) -> list:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
-def source(data: str) -> str | None:
-    """The published data set whose numbers stand beside those on `data`, or None."""
-    name = ORIENTATION.get(data, data)
-    return name if name in published.EXPERIMENTS else None
+def source(config: dict[str, Any]) -> str | None:
+    """The published data set whose numbers stand beside those of a run, or None. Keys of the data
+    decide, not the name that a YAML gives it; where the data is stored may differ.
+    """
+    name = config.get("data.config")
+    config = config | {"data.config": ORIENTATION.get(name, name)}
+    for published_name, experiment in published.EXPERIMENTS.items():
+        if all(config.get(k) == v for k, v in experiment.data.items() if k != PLACE):
+            return published_name
+    return None
 
 
 def deviations(config: dict[str, Any]) -> list[str]:
     """Where a run's data, sizes and budget are not the published ones: `key=ours instead of
     theirs`.
 
-    The name of a data set says nothing of its content, and the number of words in the paper's is
-    not known to us. So published data is what the shipped configuration takes from the hub: a
-    local copy may be the same, but nothing shows it.
+    The number of words in the paper's data is not known to us. So published data is what comes
+    from the hub: a local copy may be the same, but nothing shows it.
     """
-    return _differences(config, _hub_data(config["data.name"]) | PUBLISHED[config["arch.body"]])
-
-
-def _hub_data(name: str) -> dict[str, Any]:
-    """Where the shipped configuration of a data set has it from; empty without a published one."""
-    if source(name) is None:
-        return {}
-    data = _composed(f"data={name}")["data"]
-    return {f"data.{key}": data[key] for key in ("path", "config")}
+    name = source(config)
+    data = published.EXPERIMENTS[name].data if name else {}
+    return _differences(config, {**data, **PUBLISHED[config["arch.body"]]})
 
 
 def arm_changes(config: dict[str, Any]) -> dict[str, Any]:
@@ -184,12 +184,11 @@ class Reference:
 
 def reference(config: dict[str, Any]) -> Reference | None:
     """The published effect of a run's arm; None where none is known."""
-    data = config["data.name"]
-    name = source(data)
+    name = source(config)
     if name is None or arm_deviations(config):
         return None
     effect = published.effect(name, config["model.name"])
     if effect is None:
         return None
-    exact = data == name and config["scale"] == "paper" and not deviations(config)
+    exact = config["scale"] == "paper" and not deviations(config)
     return Reference(effect, published.EXPERIMENTS[name].effect_table, exact)

@@ -6,7 +6,7 @@ from statistics import fmean
 from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
-from attnlab.report.naming import arm_deviations, deviations, source
+from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import commit, judge
 
@@ -85,11 +85,10 @@ def _size(comparison: Comparison) -> Iterable[str]:
 
 
 def _data(comparison: Comparison) -> Iterable[str]:
-    data = comparison.config["data.name"]
-    name = source(data)
+    data, name = comparison.config["data.name"], source(comparison.config)
     if name is None:
         yield f"The paper has no experiment on {data}: nothing published to compare with."
-    elif name != data:
+    elif comparison.config["data.config"] in ORIENTATION:
         yield (
             f"The paper has no experiment on {data}; what stands as published is {name}'s, for "
             "orientation."
@@ -179,7 +178,7 @@ def _tokens(comparison: Comparison) -> Iterable[str]:
 
 def _trends(comparison: Comparison) -> Iterable[str]:
     """Orders of arms that the paper states, on the published data or a stand-in for it."""
-    name = source(comparison.config["data.name"])
+    name = source(comparison.config)
     for trend in published.TRENDS:
         if trend.data != name or comparison.ablation:
             continue

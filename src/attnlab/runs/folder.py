@@ -78,8 +78,8 @@ class RunFolder:
             stored = yaml.safe_load(file.read_text())
         except (UnicodeError, yaml.YAMLError) as error:
             raise BadInput(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-        flat = flatten(stored if isinstance(stored, dict) else {})
-        return added_keys(flat.get("model.mechanism")) | flat
+        keys = flatten(stored if isinstance(stored, dict) else {})
+        return added_keys(keys.get) | keys
 
     def _check_writable(self) -> None:
         around = (self.path, *self.path.absolute().parents)

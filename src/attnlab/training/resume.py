@@ -19,7 +19,8 @@ def same_data(then: str, data: Data, path: Path) -> None:
     if then != data.fingerprint:
         raise BadInput(
             f"run folder {path}: was trained on data with fingerprint {then}, which is now "
-            f"{data.fingerprint}; restore the data, or start in another folder (hydra.run.dir=)"
+            f"{data.fingerprint}; restore the data, name it differently (data.name=), or start in "
+            "another folder (hydra.run.dir=)"
         )
 
 
