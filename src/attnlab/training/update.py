@@ -61,10 +61,10 @@ class Update:
             more = micro != mine[-1]
             with distributed.accumulate_gradients(self.model, more):
                 with self.autocast():
-                    logits = self.model(batch.inputs)
                     # where nothing is scored the mean is 0 / 0, and the sum 0 with gradients of 0
                     reduction = "mean" if batch.scored else "sum"
-                    part = training_loss(logits, batch.targets, reduction)
+                    # no name for the logits: it would keep them in memory during the backward
+                    part = training_loss(self.model(batch.inputs), batch.targets, reduction)
                 if batch.scored:
                     # where micro-batches score equally many this is mean / per_step, to the bit
                     part = part / (total / batch.scored)
