@@ -62,11 +62,14 @@ class Update:
             more = micro != mine[-1]
             with distributed.accumulate_gradients(self.model, more):
                 with self.autocast():
-                    logits = self.model(batch.inputs)
                     # where nothing is scored the mean is 0 / 0, and the sum 0 with gradients of 0
                     reduction = "mean" if batch.scored else "sum"
+                    # no name for the logits: it would keep them in memory during the backward
                     part = training_loss(
-                        logits, batch.targets, reduction, self.options.label_smoothing
+                        self.model(batch.inputs),
+                        batch.targets,
+                        reduction,
+                        self.options.label_smoothing,
                     )
                 if batch.scored:
                     # where micro-batches score equally many this is mean / per_step, to the bit

@@ -140,7 +140,7 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
         "",
         f"B {BATCH}, H {HEADS}, N {N}, D {D}, causal, bf16. Least time by the instructions of the",
         "compiled loops and by bytes, and its ratio to the least time of dot-product attention",
-        "(whose kernels reach about half of it at this width, so measured ratios may be lower).",
+        "(which no kernel reaches, so measured ratios may be lower).",
         "Instructions are those of one thread per pair in forward, and in the backward's kernels",
         "for queries (rows) and keys (cols); behind them the unit that decides.",
         "",
