@@ -308,7 +308,7 @@ def result(folder):
 
 
 def test_first_losses_are_the_golden_ones(whole):
-    """As in test_golden; if they differ, mend the code or raise CODE_VERSION and write new ones."""
+    """As in test_golden: if they differ, mend the code, or raise CODE_VERSION and put in new."""
     found = [row["train/loss"] for row in metrics(whole) if "train/loss" in row]
     assert [found[0], found[9], found[19]] == pytest.approx(GOLDEN, rel=2e-5)
     assert result(whole)["test/loss"] == pytest.approx(TESTED, rel=2e-5)
