@@ -283,8 +283,8 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path, kind, case, files, ov
 def test_ones_own_data_from_training_to_report(tmp_path, capsys):
     """Named after its folder, read again from the run's folder, beside no published number."""
     write_images(tmp_path / "one" / "pets")
-    write_jsonl(tmp_path / "one" / "notes" / "rows.jsonl", [{"text": text} for text in DOCUMENTS])
-    for kind, name in (("images", "pets"), ("text", "notes")):
+    write_jsonl(tmp_path / "one" / "text" / "rows.jsonl", [{"text": text} for text in DOCUMENTS])
+    for kind, name in (("images", "pets"), ("text", "text")):
         cfg, folder = own(kind, tmp_path / "one" / name), tmp_path / "runs" / name
         result = run(cfg, folder)
         assert (result["data"], result["status"]) == (name, "finished")
@@ -293,7 +293,7 @@ def test_ones_own_data_from_training_to_report(tmp_path, capsys):
         assert prepared(stored).fingerprint == result["data_fingerprint"]
     report(tmp_path / "runs", tmp_path / "runs" / "report")
     text = (tmp_path / "runs" / "report" / "report.md").read_text()
-    for name in ("pets", "notes"):
+    for name in ("pets", "text"):
         assert f"The paper has no experiment on {name}" in text
     other = write_images(tmp_path / "two" / "pets", each=12)
     with pytest.raises(BadInput, match=r"trained on data with fingerprint .*; .*data\.name="):
