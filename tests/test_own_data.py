@@ -17,7 +17,7 @@ from attnlab.data import text as text_module
 from attnlab.data.cache import growing_array
 from attnlab.data.splits import cut
 from attnlab.errors import BadInput
-from attnlab.report import setting
+from attnlab.report.naming import reference
 from attnlab.report.render import report
 from attnlab.run import run
 from attnlab.runs.files import flatten
@@ -302,7 +302,7 @@ def test_ones_own_data_from_training_to_report(tmp_path, capsys):
 
 def test_published_data_is_known_by_its_keys_not_its_name():
     def published(*overrides):
-        return setting.reference(flatten(config("scale=paper", *overrides).model_dump()))
+        return reference(flatten(config("scale=paper", *overrides).model_dump()))
 
     wikitext = "data.path=Salesforce/wikitext", "data.config=wikitext-103-v1"
     assert published("data=text", "data.name=mine", *wikitext).exact
