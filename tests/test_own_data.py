@@ -17,7 +17,7 @@ from attnlab.data import text as text_module
 from attnlab.data.cache import growing_array
 from attnlab.data.splits import cut
 from attnlab.errors import BadInput
-from attnlab.report import naming
+from attnlab.report.naming import reference
 from attnlab.report.render import report
 from attnlab.run import run
 from attnlab.runs.files import flatten
@@ -283,8 +283,8 @@ def test_bad_data_is_one_line_and_leaves_nothing(tmp_path, kind, case, files, ov
 def test_ones_own_data_from_training_to_report(tmp_path, capsys):
     """Named after its folder, read again from the run's folder, beside no published number."""
     write_images(tmp_path / "one" / "pets")
-    write_jsonl(tmp_path / "one" / "notes" / "rows.jsonl", [{"text": text} for text in DOCUMENTS])
-    for kind, name in (("images", "pets"), ("text", "notes")):
+    write_jsonl(tmp_path / "one" / "text" / "rows.jsonl", [{"text": text} for text in DOCUMENTS])
+    for kind, name in (("images", "pets"), ("text", "text")):
         cfg, folder = own(kind, tmp_path / "one" / name), tmp_path / "runs" / name
         result = run(cfg, folder)
         assert (result["data"], result["status"]) == (name, "finished")
@@ -293,7 +293,7 @@ def test_ones_own_data_from_training_to_report(tmp_path, capsys):
         assert prepared(stored).fingerprint == result["data_fingerprint"]
     report(tmp_path / "runs", tmp_path / "runs" / "report")
     text = (tmp_path / "runs" / "report" / "report.md").read_text()
-    for name in ("pets", "notes"):
+    for name in ("pets", "text"):
         assert f"The paper has no experiment on {name}" in text
     other = write_images(tmp_path / "two" / "pets", each=12)
     with pytest.raises(BadInput, match=r"trained on data with fingerprint .*; .*data\.name="):
@@ -302,7 +302,7 @@ def test_ones_own_data_from_training_to_report(tmp_path, capsys):
 
 def test_published_data_is_known_by_its_keys_not_its_name():
     def published(*overrides):
-        return naming.reference(flatten(config("scale=paper", *overrides).model_dump()))
+        return reference(flatten(config("scale=paper", *overrides).model_dump()))
 
     wikitext = "data.path=Salesforce/wikitext", "data.config=wikitext-103-v1"
     assert published("data=text", "data.name=mine", *wikitext).exact

@@ -25,7 +25,12 @@ from attnlab.report.registration import Registration, registration
 from attnlab.report.statistics import Effect
 from attnlab.runs.files import flatten
 
-GENERIC = {"text": "text", "image": "images", "symbols": "nt"}  # configs/data, by kind
+# Overrides that choose data of a kind, whichever: for runs on data without a YAML.
+ANY = {
+    "text": ("data=text", "data.path=any"),
+    "image": ("data=images", "data.path=any"),
+    "symbols": ("data=nt",),
+}
 MOST_NAMED = 4  # keys in a sentence
 
 
@@ -160,23 +165,19 @@ def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> 
     data = _composed(experiment, *here)["data.name"]
     if config["data.name"] != data:
         yield f"data={config['data.name']} instead of {data}"
-    expected = _place(_composed(experiment, *here, *_choice(config)), question)
+    name = config["data.name"]
+    generic = name in ("text", "images")  # a folder may be called so
+    shipped = not generic and (CONFIGS / "data" / f"{name}.yaml").is_file()
+    choice = (f"data={name}",) if shipped else ANY[config["data.kind"]]
+    expected = _place(_composed(experiment, *here, *choice), question)
     found = _place(config, question)
-    if len(_choice(config)) > 1:  # no YAML of it is shipped that its keys could be held to
+    if not shipped:  # there is nothing that its keys could be held to
         expected |= {key: found[key] for key in found if key.startswith("data.")}
     keys = [k for k in expected | found if expected.get(k) != found.get(k)]
     for key in keys[:MOST_NAMED]:
         yield f"{key}={typed(found.get(key))} instead of {typed(expected.get(key))}"
     if len(keys) > MOST_NAMED:
         yield f"{len(keys) - MOST_NAMED} more keys differ"
-
-
-def _choice(config: dict[str, Any]) -> list[str]:
-    """Overrides that choose the data set of a run; without a YAML of its name, any of its kind."""
-    name = config["data.name"]
-    if (CONFIGS / "data" / f"{name}.yaml").is_file():
-        return [f"data={name}"]
-    return [f"data={GENERIC[config['data.kind']]}", "data.path=any"]
 
 
 @functools.cache
