@@ -106,8 +106,8 @@ def explain(
             f"out of {device.type} memory, peak {peak:,.0f} MiB; "
             f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "
             f"trainer.precision={trainer.precision}: {smaller_micro_batch(trainer, peak, params)}"
-            "precision=bf16, for text a smaller data.sequence_length and for translation a smaller "
-            "data.group_tokens need less. "
+            "precision=bf16, for text a smaller data.sequence_length and for translation a "
+            "smaller data.group_tokens need less. "
             f"{_saved(folder.checkpoints)}"
         )
     return error
