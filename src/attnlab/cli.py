@@ -5,7 +5,6 @@ exit codes.
 that is wrong. Only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
-import logging
 import os
 import re
 import sys
@@ -27,14 +26,14 @@ from attnlab.config.question import check_question
 from attnlab.config.tuning import check_tuning, is_tuning
 from attnlab.errors import BadInput
 from attnlab.runs.folder import RunFolder
+from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 from attnlab.runtime.torchrun import local_rank
 
 
 def guard(main: Callable[[], None]) -> None:
     """Check the command line, then run `main`, a function that Hydra wraps."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    to_stderr()
     parser = get_args_parser()
     parser.error = _refuse
     with exit_on_failure():

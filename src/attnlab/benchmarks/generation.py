@@ -27,7 +27,7 @@ def generation(
         def generate(cached: bool, model=model, block=cfg.data.sequence_length, found=found):
             found[cached] = continued(model, [0], tokens, block, likeliest, cached)
 
-        timing = paired(lambda: generate(True), lambda: generate(False))
+        timing = paired(lambda: generate(True), lambda: generate(False), device)
         timing["ratio_to_uncached"] = timing.pop("ratio_to_sdpa")
         same = found[True] == found[False]
         yield {"arm": name, "tokens": tokens, **timing, "same_tokens": same, **environment(device)}

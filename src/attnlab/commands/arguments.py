@@ -1,7 +1,6 @@
 """key=value arguments of a command, typed by the signature of its main function."""
 
 import inspect
-import logging
 import sys
 import typing
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from attnlab.config.compose import load
 from attnlab.config.messages import nearest
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
+from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 
 # How a value is read where its type alone would not do: bool("no") is true.
@@ -41,7 +41,7 @@ def main_with(main: Callable) -> None:
     """Call `main` with the command line's key=value pairs, or with its words if it takes *words;
     a failure ends the process with its exit code and one line.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    to_stderr()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(sys.modules[main.__module__].__doc__ + "\n" + _usage(main))
         return

@@ -1,4 +1,4 @@
-"""train.log: the messages of a run over all its starts."""
+"""Where messages go: to stderr, and those of a run over all its starts to train.log."""
 
 import contextlib
 import logging
@@ -7,6 +7,13 @@ from attnlab.runs.folder import RunFolder
 
 PROGRESS = logging.getLogger("attnlab.progress")  # for train.log only: a terminal has its bar
 PROGRESS.propagate = False
+
+
+def to_stderr() -> None:
+    """Print messages as they are; of libraries that tell much, only their warnings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class LogFile(logging.FileHandler):

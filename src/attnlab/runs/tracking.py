@@ -75,8 +75,8 @@ class Tracker:
 
     @property
     def places(self) -> dict[str, str]:
-        """Tracker -> where its mirror is."""
-        return {name: mirror.place for name, mirror in self._mirrors.items()}
+        """Tracker -> where its mirror is; "off" for W&B where there is no mirror at all."""
+        return {name: m.place for name, m in self._mirrors.items()} or {"W&B": "off"}
 
     def replay(self, rows: Iterable[Row]) -> None:
         """Mirror what is in metrics.jsonl and timing.jsonl already."""

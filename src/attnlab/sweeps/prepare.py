@@ -6,13 +6,13 @@ training samples.
 """
 
 import json
-import logging
 import subprocess
 import sys
 from collections.abc import Iterable
 
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
+from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     """See the module's docstring."""
     from attnlab.data.loader import build_data
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    to_stderr()
     problems, samples = [], []
     for line in sys.stdin:
         try:

@@ -72,7 +72,7 @@ def whole_steps(plan: Plan, cfg: Config, runs: int) -> dict[str, Any]:
     step, _ = training_step(cfg, device, shape)
     step()
     step_s = statistics.median(seconds(step, device) for _ in range(STEPS))
-    steps = total_steps(cfg.trainer, IMAGES - getattr(cfg.data, "validation_size", 0))
+    steps = total_steps(cfg.trainer, IMAGES - (getattr(cfg.data, "validation_size", None) or 0))
     flops = flops_per_step(cfg.arch, cfg.model, cfg.trainer.batch_size, **shape)
     where = environment(device)
     peak = PEAK.get(where["device"], {}).get(cfg.trainer.precision)
