@@ -6,6 +6,9 @@ import shutil
 
 import pytest
 
+from attnlab.commands import match_time
+from attnlab.errors import BadInput
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
@@ -46,6 +49,20 @@ def test_generate_writes_what_another_kind_of_tokenizer_means(train, tmp_path):
     call = ("run=run", "prompt=The statement of", "tokens=0")
     code, out, err = train(*call, script="scripts/generate.py")
     assert (code, out) == (0, "The statement of\n"), err
+
+
+def test_time_matched_steps_take_as_long(lm, tmp_path, capsys):
+    """Four steps of 200 ms are eight of 100 ms; other machines are refused."""
+    for name, ms in (("slow", 200.0), ("fast", 100.0)):
+        shutil.copytree(lm, tmp_path / name)
+        file = tmp_path / name / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"step_ms_median": ms}))
+    match_time.main(tmp_path / "slow", tmp_path / "fast")
+    assert capsys.readouterr().out.splitlines()[-1] == "trainer.max_steps=8"
+    file = tmp_path / "fast" / "env.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"threads": 99}))
+    with pytest.raises(BadInput, match="threads is 99"):
+        match_time.main(tmp_path / "slow", tmp_path / "fast")
 
 
 @pytest.mark.parametrize(
