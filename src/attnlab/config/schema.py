@@ -6,15 +6,14 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
+from attnlab.config.datasets import Data, Image, Text, Translation
 from attnlab.config.mechanisms import Model
-from attnlab.config.symbols import Symbols, Task
+from attnlab.config.symbols import Symbols
 from attnlab.config.types import (
     LARGEST,
     Count,
@@ -23,7 +22,6 @@ from attnlab.config.types import (
     Positive,
     PositiveInt,
     Section,
-    Share,
 )
 
 # Sections that cannot change a result; they may differ from one start of a run to the next.
@@ -115,80 +113,6 @@ class ViT(Body):
     patch_size: PositiveInt
 
 
-def _rows(size: float) -> float | int:
-    """A number of rows as an integer, a share of them as it is. Errors: `ValueError`."""
-    if size >= 1 and size != int(size):
-        raise ValueError("must be a whole number, or a share below 1")
-    return size if 0 < size < 1 else int(size)
-
-
-PartOf = Annotated[float, Field(le=LARGEST), AfterValidator(_rows)]
-
-
-class Stored(Section):
-    """Data that is read, or comes with a library: what all kinds of it share.
-
-    path: hub id, local folder, or `embedded:<name>`. name: that of run folders and in reports;
-    None becomes one that is made of path and config.
-    """
-
-    name: Name | None
-    path: PathName | None
-    config: str | None
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        if self.name is not None or self.path is None:
-            return self
-        last = Path(self.path).expanduser().absolute().name.removeprefix("embedded:")
-        words = "-".join(filter(None, (last, self.config)))
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", words).strip(".-")[:64]
-        return self.model_copy(update={"name": name or self.kind})
-
-
-class Text(Stored):
-    kind: Literal["text"]
-    text_column: Annotated[str, Field(min_length=1)]
-    validation_size: Annotated[float, Field(gt=0, lt=1)] | None
-    test_size: Annotated[float, Field(gt=0, lt=1)] | None
-    tokenizer: PathName
-    vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
-    alphabet_size: PositiveInt | None
-    sequence_length: PositiveInt
-    eval_stride: PositiveInt
-
-
-class Augment(Section):
-    crop_scale: Annotated[
-        list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2, max_length=2)
-    ]
-    flip: Share
-    jitter: Annotated[list[Share], Field(min_length=4, max_length=4)]
-    rotation: Annotated[float, Field(ge=0, le=180)]
-
-
-class Image(Stored):
-    kind: Literal["image"]
-    image_column: Annotated[str, Field(min_length=1)]
-    label_column: Annotated[str, Field(min_length=1)]
-    image_size: PositiveInt
-    validation_size: Annotated[PartOf, Field(ge=0)] | None
-    test_size: Annotated[PartOf, Field(gt=0)] | None
-    augment: Augment
-
-
-class Translation(Stored):
-    kind: Literal["translation"]
-    source: Name
-    target: Name
-    vocab_size: Annotated[int, Field(ge=264, le=LARGEST)]  # 256 bytes and the special tokens
-    sequence_length: PositiveInt
-    group_tokens: PositiveInt
-    beam_width: Annotated[int, Field(ge=1, le=1024)]
-    length_penalty: Annotated[float, Field(ge=0)]
-    extra_tokens: Count
-
-
 class Trainer(Section):
     batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
@@ -235,7 +159,6 @@ class Runtime(Section):
 
 
 Arch = Annotated[LM | ViT | Seq2SeqBody, Field(discriminator="body")]
-Data = Annotated[Text | Image | Task | Translation, Field(discriminator="kind")]
 
 
 class Config(Section):

@@ -1,5 +1,6 @@
 """The data section of tasks made of symbols: one class for each kind of task (docs/tasks.md)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -21,7 +22,7 @@ def suffix(level: tuple[str, str], task: Sequence[int]) -> str:
     return "".join(f"_{key}{value}" for key, value in zip(level, task, strict=True))
 
 
-class Symbols(Section):
+class Symbols(Section, ABC):
     """What all tasks have. level: the two keys of a task's difficulty. content: other keys, beside
     the sizes, that decide what the sequences are.
     """
@@ -39,9 +40,9 @@ class Symbols(Section):
         """The values of `level` of each task in the stream."""
         return self.ladder or [[getattr(self, key) for key in self.level]]
 
+    @abstractmethod
     def answers(self, task: list[int]) -> int:
         """How many answers are equally likely for a predictor that does not use the history."""
-        raise NotImplementedError
 
     def contradictions(self) -> Iterator[str]:
         """One message for every combination of keys that is not allowed."""
@@ -52,9 +53,9 @@ class Symbols(Section):
                     said = f"ladder={self.ladder}: [{', '.join(self.level)}]={task}: {said}"
                 yield f"data.{said} {problem}"
 
+    @abstractmethod
     def problems(self, first: int, second: int) -> Iterator[tuple[str, str]]:
         """For a level that is not allowed its key, and what the value must be."""
-        raise NotImplementedError
 
 
 class NT(Symbols):

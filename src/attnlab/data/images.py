@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from attnlab.config.schema import Image
+from attnlab.config.datasets import Image
 from attnlab.data.cache import NOTES, array, cached, digest, fingerprint
 from attnlab.data.embedded import IMAGES, embedded
 from attnlab.data.hub import SPLITS, Rows

@@ -9,7 +9,7 @@ import logging
 
 import numpy as np
 
-from attnlab.config.schema import Image, Text
+from attnlab.config.datasets import Image, Text
 from attnlab.errors import BadInput
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from attnlab.config.schema import Text
+from attnlab.config.datasets import Text
 from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows

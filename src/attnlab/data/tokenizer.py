@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from attnlab.config.schema import Text
+from attnlab.config.datasets import Text
 from attnlab.data.cache import digest, file_digest
 from attnlab.errors import BadInput
 from attnlab.runtime.network import prepare_hub

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.config.schema import Translation
+from attnlab.config.datasets import Translation
 from attnlab.data.cache import array, cached, fingerprint
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.pairs import PAD, Pairs, padded

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from attnlab.config.schema import Translation
+from attnlab.config.datasets import Translation
 from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.tokenizer import load_tokenizer
 from attnlab.data.translation import BOS, EOS, TranslationData, detokenize
