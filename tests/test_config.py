@@ -90,7 +90,7 @@ BAD = [
 @pytest.mark.parametrize(("overrides", "message"), BAD)
 def test_bad_override_is_one_clear_line(overrides, message):
     with pytest.raises(BadInput) as error:
-        cli.check(overrides.split())
+        cli.check_overrides(overrides.split())
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -109,9 +109,9 @@ def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
 
 
 def test_experiment_is_a_sweep_over_arms():
-    cli.check(["experiment=table1", "seed=0,1", "scale=smoke"])
+    cli.check_overrides(["experiment=table1", "seed=0,1", "scale=smoke"])
     with pytest.raises(BadInput) as error:
-        cli.check(["experiment=table1", "seed=0,-1", "scale=smoke"])
+        cli.check_overrides(["experiment=table1", "seed=0,-1", "scale=smoke"])
     assert str(error.value) == "seed=-1: must be greater than or equal to 0"
 
 

@@ -293,7 +293,7 @@ def by_hydra(words: list[str]) -> None:
 def directly(words: list[str]) -> None:
     """What train.py does, composing once: Hydra would do it three times, the longest part."""
     with cli.exit_on_failure():
-        cli.check(words)
+        cli.check_overrides(words)
         composed = compose.compose_config(words, hydra=True)
         cfg = validate(compose.plain(composed))
         run(cfg, compose.run_path(cfg, composed.hydra.run.dir))

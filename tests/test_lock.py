@@ -35,16 +35,16 @@ def test_another_machine_is_refused_while_there_are_signs_of_life(tmp_path, no_k
 def test_what_a_killed_process_of_this_machine_left_is_taken_at_once(tmp_path):
     Lock(tmp_path)._create({"host": "here", "process": 1, "token": "gone"})
     with Lock(tmp_path, "here") as lock:
-        lock.check()
+        lock.check_held()
 
 
 def test_a_silent_machine_is_deposed_and_finds_out_before_it_writes(tmp_path, no_kernel_lock):
     with Lock(tmp_path, "silent") as silent:
         age(tmp_path)
         with Lock(tmp_path, "other") as other:
-            other.check()
+            other.check_held()
             with pytest.raises(FolderInUse, match="on other, which took over from this process"):
-                silent.check()
+                silent.check_held()
 
 
 def test_of_many_that_depose_one_holds_the_folder(tmp_path, no_kernel_lock):
@@ -74,7 +74,7 @@ def test_of_many_that_depose_one_holds_the_folder(tmp_path, no_kernel_lock):
 
 def holds(lock: Lock) -> bool:
     try:
-        lock.check()
+        lock.check_held()
     except FolderInUse:
         return False
     return True

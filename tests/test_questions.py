@@ -45,7 +45,7 @@ def test_a_shipped_experiment_runs_what_its_question_registers(experiment):
 
 
 def test_a_question_changes_no_run():
-    cli.check(["experiment=controls", "scale=mini", "seed=10", "hydra.mode=RUN"])
+    cli.check_overrides(["experiment=controls", "scale=mini", "seed=10", "hydra.mode=RUN"])
     with_question = config("experiment=controls", "scale=mini", "model=uniform")
     assert with_question.hash == config("data=wikitext2", "scale=mini", "model=uniform").hash
 
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_question_is_one_line(change, message):
 
 def test_a_question_cannot_be_typed():
     with pytest.raises(BadInput, match="cannot be typed"):
-        cli.check(["experiment=controls", "question.seeds=[0]", "hydra.mode=RUN"])
+        cli.check_overrides(["experiment=controls", "question.seeds=[0]", "hydra.mode=RUN"])
 
 
 def test_the_rule_in_code_is_the_registered_one():
@@ -239,7 +239,7 @@ def test_a_tuning_seed_is_never_one_of_the_sweeps():
 )
 def test_bad_tuning_is_one_line(typed, message):
     with pytest.raises(BadInput) as error:
-        cli.check(typed.split())
+        cli.check_overrides(typed.split())
     assert str(error.value).startswith(message) and len(str(error.value).splitlines()) == 1
 
 

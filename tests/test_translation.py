@@ -261,7 +261,7 @@ BAD = [
 @pytest.mark.parametrize(("overrides", "message"), BAD)
 def test_bad_override_is_one_clear_line(overrides, message):
     with pytest.raises(BadInput) as error:
-        cli.check(overrides.split())
+        cli.check_overrides(overrides.split())
     assert message in str(error.value) and len(str(error.value).splitlines()) == 1
 
 

@@ -42,7 +42,7 @@ def guard(main: Callable[[], None]) -> None:
             raise BadInput("\n".join(f"{w}: write {w.lstrip('-')}" for w in dashed))
         args = parser.parse_args()
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
-            check(args.overrides, sweep=args.multirun)
+            check_overrides(args.overrides, sweep=args.multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
     main()
 
@@ -52,7 +52,7 @@ def _refuse(message: str) -> None:
     raise BadInput(f"{message}; options such as -m stand before all overrides; see --help")
 
 
-def check(overrides: list[str], sweep: bool = False) -> None:
+def check_overrides(overrides: list[str], sweep: bool = False) -> None:
     """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
     problems: dict[str, None] = {}
     listed = jobs(overrides, sweep)
@@ -142,7 +142,7 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             yield from str(error).splitlines()
     try:
         cfg = validate(values)
-        RunFolder(run_path(cfg, chosen), cfg).check()
+        RunFolder(run_path(cfg, chosen), cfg).check_usable()
     except BadInput as error:
         yield from str(error).splitlines()
 

@@ -62,7 +62,7 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
 def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any], bool]:
     """The result, and whether it was there before."""
     folder = RunFolder(path, cfg, writes=distributed.rank() == 0)
-    folder.check()
+    folder.check_usable()
     result = distributed.broadcast_from_main(folder.result)
     if result is not None and not folder.moved:
         return result, True

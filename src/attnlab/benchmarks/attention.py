@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlab.benchmarks.timing import SECONDS, environment, extra_memory, paired
+from attnlab.benchmarks.timing import SECONDS, extra_memory, measured_on, paired
 from attnlab.functional import ACTIVATIONS
 from attnlab.kernels.ops import BACKENDS
 from attnlab.models.attention.base import head_linear
@@ -31,7 +31,7 @@ CASES: dict[str, tuple[int | None, list[int]]] = {
 SDPA = ("dot_product", "sdpa")
 LITERAL, FLEX = "algorithm_1", "flex_attention"
 ALL_BACKENDS = [LITERAL, "eager", *BACKENDS, FLEX]
-LARGEST_TENSOR = 2**29  # bytes: what would need a larger one is left out
+MAX_TENSOR_BYTES = 2**29  # bytes: what would need a larger one is left out
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def measure(
     backend: str,
     device: torch.device,
     limit: float = SECONDS,
-    largest: int = LARGEST_TENSOR,
+    largest: int = MAX_TENSOR_BYTES,
 ) -> list[dict[str, Any]]:
     """A row each for the forward and for both passes: ms, ratio to the dot product with its
     quartiles, and peak MiB above what was there before. None if a tensor of more than `largest`
@@ -103,7 +103,7 @@ def measure(
                 "pass": "forward_backward" if both else "forward",
                 **paired(ours, base, device, limit),
                 "peak_mib": peak,
-                **environment(device),
+                **measured_on(device),
             }
         )
     return rows

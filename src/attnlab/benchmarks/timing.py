@@ -18,8 +18,8 @@ from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memor
 SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Part of every row."""
+def measured_on(device: torch.device) -> dict[str, Any]:
+    """Where a row was measured: device, threads and versions. Part of every row."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     capability = "" if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return {

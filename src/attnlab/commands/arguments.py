@@ -19,7 +19,7 @@ KINDS = {bool: {"yes": True, "true": True, "no": False, "false": False}.__getite
 
 
 @dataclass
-class Run:
+class RunArgument:
     """A run folder named on the command line, by `key`."""
 
     path: Path
@@ -69,7 +69,11 @@ def parse(main: Callable, words: list[str]) -> dict:
             )
         kind = _kind(parameters[key])
         try:
-            given[key] = Run(Path(value), key) if kind is Run else KINDS.get(kind, kind)(value)
+            given[key] = (
+                RunArgument(Path(value), key)
+                if kind is RunArgument
+                else KINDS.get(kind, kind)(value)
+            )
         except (ValueError, KeyError):
             allowed = "yes or no" if kind is bool else kind.__name__
             raise BadInput(f"{word}: must be {allowed}") from None

@@ -11,7 +11,7 @@ the training samples.
 import sys
 from pathlib import Path
 
-from attnlab.cli import check
+from attnlab.cli import check_overrides
 from attnlab.config.compose import load
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
@@ -39,6 +39,6 @@ def configuration(arm: str) -> Config:
         return load(Path(arm))
     from attnlab.sweeps.jobs import compose_jobs
 
-    check(arm.split())
+    check_overrides(arm.split())
     (job,) = compose_jobs([arm.split()])
     return job.cfg

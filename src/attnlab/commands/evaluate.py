@@ -3,10 +3,10 @@
 import json
 import sys
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 
 
-def main(run: Run, device: str = "same") -> None:
+def main(run: RunArgument, device: str = "same") -> None:
     """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
     from attnlab import run as program
     from attnlab.data.loader import build_data

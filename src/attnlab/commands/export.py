@@ -7,11 +7,11 @@ attnlab export out=<folder> push=<hub id>              uploads a folder that was
 
 from pathlib import Path
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 from attnlab.errors import BadInput
 
 
-def main(run: Run | None = None, *, out: Path, push: str | None = None) -> None:
+def main(run: RunArgument | None = None, *, out: Path, push: str | None = None) -> None:
     """Write the best checkpoint, its configuration, tokenizer and card; upload them if asked."""
     if run is None and push is None:
         raise BadInput("run=: missing; without it, push=<hub id> uploads the folder out=")

@@ -1,10 +1,10 @@
 """Text from a trained language model:  attnlab generate run=<folder> prompt="..."."""
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 
 
 def main(
-    run: Run,
+    run: RunArgument,
     prompt: str,
     tokens: int = 64,
     temperature: float = 0.8,

@@ -26,7 +26,7 @@ def main(*words: str) -> None:
     """Estimate, run, report."""
     typed = overrides([word for word in words if word != YES])
     for job in typed:
-        cli.check(job)
+        cli.check_overrides(job)
     from attnlab.report.render import report
     from attnlab.sweeps.estimate import estimate
     from attnlab.sweeps.jobs import compose_jobs, with_baselines

@@ -9,15 +9,15 @@ The report (attnlab report) shows the pictures that stand in the run folders.
 
 from pathlib import Path
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 from attnlab.errors import BadInput
 
 
 def main(
-    run: Run,
+    run: RunArgument,
     text: str | None = None,
     image: int | None = None,
-    other: Run | None = None,
+    other: RunArgument | None = None,
     layers: str = "all",
     out: Path | None = None,
     device: str = "same",

@@ -1,10 +1,14 @@
 """Translate text by a trained model:  attnlab translate run=<folder> text=<text>."""
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 
 
 def main(
-    run: Run, text: str, beam_width: int = 4, length_penalty: float = 0.6, device: str = "same"
+    run: RunArgument,
+    text: str,
+    beam_width: int = 4,
+    length_penalty: float = 0.6,
+    device: str = "same",
 ) -> None:
     """Print the translation; beam_width=1 always takes the likeliest token."""
     from attnlab.inspection.translate import translations

@@ -8,10 +8,10 @@ offline run instead.
 import json
 import os
 
-from attnlab.commands.arguments import Run
+from attnlab.commands.arguments import RunArgument
 
 
-def main(run: Run, project: str | None = None, mode: str = "online") -> None:
+def main(run: RunArgument, project: str | None = None, mode: str = "online") -> None:
     """Print how many rows were new, and where the run is."""
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
     from attnlab.errors import BadInput
@@ -38,6 +38,6 @@ def main(run: Run, project: str | None = None, mode: str = "online") -> None:
     print(f"{new} of {len(rows)} rows are new: {mirror.run.url or mirror.run.dir}")
 
 
-def _json(run: Run, name: str) -> dict:
+def _json(run: RunArgument, name: str) -> dict:
     file = run.path / name
     return json.loads(file.read_text()) if file.is_file() else {}

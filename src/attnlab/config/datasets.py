@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from attnlab.config.symbols import Task
-from attnlab.config.types import LARGEST, Count, Name, PathName, PositiveInt, Section, Share
+from attnlab.config.types import MAX_SIZE, Count, Name, PathName, PositiveInt, Section, Share
 
 
 def _rows(size: float) -> float | int:
@@ -17,7 +17,7 @@ def _rows(size: float) -> float | int:
     return size if 0 < size < 1 else int(size)
 
 
-PartOf = Annotated[float, Field(le=LARGEST), AfterValidator(_rows)]
+PartOf = Annotated[float, Field(le=MAX_SIZE), AfterValidator(_rows)]
 
 
 class Stored(Section):
@@ -47,7 +47,7 @@ class Text(Stored):
     validation_size: Annotated[float, Field(gt=0, lt=1)] | None
     test_size: Annotated[float, Field(gt=0, lt=1)] | None
     tokenizer: PathName
-    vocab_size: Annotated[int, Field(ge=16, le=LARGEST)]
+    vocab_size: Annotated[int, Field(ge=16, le=MAX_SIZE)]
     alphabet_size: PositiveInt | None
     sequence_length: PositiveInt
     eval_stride: PositiveInt
@@ -76,7 +76,7 @@ class Translation(Stored):
     kind: Literal["translation"]
     source: Name
     target: Name
-    vocab_size: Annotated[int, Field(ge=264, le=LARGEST)]  # 256 bytes and the special tokens
+    vocab_size: Annotated[int, Field(ge=264, le=MAX_SIZE)]  # 256 bytes and the special tokens
     sequence_length: PositiveInt
     group_tokens: PositiveInt
     beam_width: Annotated[int, Field(ge=1, le=1024)]

@@ -15,7 +15,7 @@ from attnlab.config.datasets import Data, Image, Text, Translation
 from attnlab.config.mechanisms import Model
 from attnlab.config.symbols import Symbols
 from attnlab.config.types import (
-    LARGEST,
+    MAX_SIZE,
     Count,
     Name,
     PathName,
@@ -153,7 +153,7 @@ class Runtime(Section):
     compile: bool
     progress: bool
     tuning: bool
-    keep_checkpoints: Annotated[int, Field(ge=2, le=LARGEST)]
+    keep_checkpoints: Annotated[int, Field(ge=2, le=MAX_SIZE)]
     output_root: PathName
     cache: PathName
 

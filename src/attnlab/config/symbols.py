@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from attnlab.config.types import LARGEST, Count, Positive, PositiveInt, Section
+from attnlab.config.types import MAX_SIZE, Count, Positive, PositiveInt, Section
 
 Level = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
@@ -62,7 +62,7 @@ class NT(Symbols):
     """NT(N, tau)."""
 
     name: Literal["nt"]
-    n: Annotated[int, Field(ge=2, le=LARGEST)]
+    n: Annotated[int, Field(ge=2, le=MAX_SIZE)]
     tau: PositiveInt
     level: ClassVar[tuple[str, str]] = ("n", "tau")
     content: ClassVar[tuple[str, ...]] = ()
@@ -95,7 +95,7 @@ class Copy(Symbols):
     shortest: PositiveInt
     longest: PositiveInt
     unscored: Count
-    vocab_size: Annotated[int, Field(gt=COPIED_SYMBOLS + CONTROL_TOKENS, le=LARGEST)]
+    vocab_size: Annotated[int, Field(gt=COPIED_SYMBOLS + CONTROL_TOKENS, le=MAX_SIZE)]
     level: ClassVar[tuple[str, str]] = ("shortest", "longest")
     content: ClassVar[tuple[str, ...]] = ("name", "vocab_size", "unscored")
 
@@ -127,7 +127,7 @@ class Recall(Symbols):
     pairs: PositiveInt
     length: PositiveInt
     power: Positive
-    vocab_size: Annotated[int, Field(ge=4, le=LARGEST)]
+    vocab_size: Annotated[int, Field(ge=4, le=MAX_SIZE)]
     level: ClassVar[tuple[str, str]] = ("pairs", "length")
     content: ClassVar[tuple[str, ...]] = ("name", "vocab_size", "power")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-LARGEST = 2**31 - 1  # of any size or count: further on, integers overflow in torch
+MAX_SIZE = 2**31 - 1  # of any size or count: further on, integers overflow in torch
 
 
 def valid_path(path: str) -> str:
@@ -22,8 +22,8 @@ def valid_path(path: str) -> str:
     return path
 
 
-PositiveInt = Annotated[int, Field(ge=1, le=LARGEST)]
-Count = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_SIZE)]
+Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]

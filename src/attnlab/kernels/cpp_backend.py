@@ -28,7 +28,7 @@ ACTIVATIONS = {
     "tanh": "Tanh",
     "leaky_relu": "LeakyReLU",
 }
-LARGEST = 256  # widest hidden layer, and head
+MAX_WIDTH = 256  # widest hidden layer, and head
 INSTRUCTIONS = {  # by what torch itself uses here; anything else is what the compiler starts from
     "AVX512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma",
     "AVX2": "-mavx2 -mfma",
@@ -62,8 +62,8 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
     if a.dtype != torch.float32:
         return f"dtype {a.dtype}: cpp computes in float32"
     widest = max(a.shape[-1], out_weight.shape[-1], v.shape[-1])
-    if widest > LARGEST:
-        return f"width {widest}: cpp takes hidden layers and heads up to {LARGEST}"
+    if widest > MAX_WIDTH:
+        return f"width {widest}: cpp takes hidden layers and heads up to {MAX_WIDTH}"
     return build_problem(activation)
 
 

@@ -16,7 +16,7 @@ from attnlab.kernels.triton_kernels import (
 )
 from attnlab.kernels.triton_scorer import INTERPRETED, Case, triton
 
-LARGEST = {"h": 256, "h2": 256, "D": 128}
+MAX_WIDTHS = {"h": 256, "h2": 256, "D": 128}
 LN2 = math.log(2)
 
 KERNELS = {
@@ -63,8 +63,8 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
     if {t.dtype for t in (a, c, *weights)} != {torch.float32}:
         return "the tables and weights of the score network must be float32"
     for name, size in ("h", a.shape[-1]), ("h2", out_weight.shape[-1]), ("D", v.shape[-1]):
-        if size > LARGEST[name]:
-            return f"{name}={size}: at most {LARGEST[name]}"
+        if size > MAX_WIDTHS[name]:
+            return f"{name}={size}: at most {MAX_WIDTHS[name]}"
     return None
 
 

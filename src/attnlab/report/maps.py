@@ -32,7 +32,7 @@ HIDDEN = "0.88"  # the colour of keys that a query does not see
 
 
 @dataclass
-class Row:
+class PanelRow:
     """The panels of one run in a row: maps (H, a, b), and a title for each."""
 
     label: str
@@ -130,7 +130,7 @@ def plot(views: list[View]) -> Figure:
     return figure
 
 
-def _rows(view: View) -> dict[tuple[int, int], Row]:
+def _rows(view: View) -> dict[tuple[int, int], PanelRow]:
     """By layer and, for an image, which of its two rows."""
     rows = {}
     for layer, weights in zip(view.layers, view.weights.numpy(), strict=True):
@@ -138,7 +138,7 @@ def _rows(view: View) -> dict[tuple[int, int], Row]:
         heads = [f"head {head}" for head in range(len(weights))]
         if view.image is None:
             visible = np.tri(weights.shape[-1], dtype=bool)
-            rows[layer, 0] = Row(name, np.where(visible, weights, np.nan), heads)
+            rows[layer, 0] = PanelRow(name, np.where(visible, weights, np.nan), heads)
             continue
         side = view.cfg.data.image_size // view.cfg.arch.patch_size
         own = [f"{head}, self {w:.3f}" for head, w in zip(heads, weights[:, 0, 0], strict=True)]
@@ -146,7 +146,7 @@ def _rows(view: View) -> dict[tuple[int, int], Row]:
         parts = (("class token", weights[:, 0], own), ("all tokens", mean, [""] * len(heads)))
         for part, (query, to, titles) in enumerate(parts):
             maps = to[:, 1:].reshape(-1, side, side)
-            rows[layer, part] = Row(f"{name}\n{query}", maps, titles)
+            rows[layer, part] = PanelRow(f"{name}\n{query}", maps, titles)
     return rows
 
 

@@ -52,7 +52,7 @@ class RunFolder:
         stored, now = self._stored(), self.cfg.model_dump()
         return stored is not None and stored.get(PLACE) != flatten(now).get(PLACE)
 
-    def check(self) -> None:
+    def check_usable(self) -> None:
         """Refuse a folder that this run cannot use, before anything is prepared. The folder of a
         finished run is only read.
         """
@@ -100,7 +100,7 @@ class RunFolder:
                 stack.enter_context(self._lock)
                 for part in self.path.glob("**/.*.part"):  # of a save that was killed
                     part.unlink()
-                self.check()  # checked again: another run may have made the folder meanwhile
+                self.check_usable()  # again: another run may have made the folder meanwhile
                 if self._stored() is None:
                     self.write_config()
             except OSError as error:
@@ -118,7 +118,7 @@ class RunFolder:
     def may_write(self) -> bool:
         """False if others write. Errors: `FolderInUse` if another machine took the folder over."""
         if self.writes:
-            self._lock.check()
+            self._lock.check_held()
         return self.writes
 
     def discard_if_empty(self) -> None:

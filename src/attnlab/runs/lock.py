@@ -67,7 +67,7 @@ class Lock:
             self.file.unlink(missing_ok=True)
         self._kernel.close()
 
-    def check(self) -> None:
+    def check_held(self) -> None:
         """Called before every write. Errors: `FolderInUse` if this process was silent for so long
         (its machine was suspended, say) that another one took over.
         """

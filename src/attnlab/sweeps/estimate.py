@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnlab.benchmarks.timing import environment
+from attnlab.benchmarks.timing import measured_on
 from attnlab.benchmarks.training_step import training_step
 from attnlab.config.schema import UNHASHED, Config
 from attnlab.data.loader import build_data
@@ -76,7 +76,7 @@ def measure(cfg: Config) -> Cost:
     spent = time.perf_counter() - began
     params = sum(p.numel() for p in model.parameters())
     peak = round(peak_memory_mib(device) / 1024, 2)
-    return Cost(round(spent, 4), peak, params, environment(device)["device"])
+    return Cost(round(spent, 4), peak, params, measured_on(device)["device"])
 
 
 def steps_to_go(job: Job, samples: int) -> int:

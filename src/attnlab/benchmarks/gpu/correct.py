@@ -18,7 +18,7 @@ from attnlab.models.attention.neural import ScoreNetwork
 
 TITLE = "Correct"
 BATCH, HEADS = 1, 2
-LARGEST = 2**24  # numbers in a tensor of the reference, which takes some queries at a time
+MAX_ELEMENTS = 2**24  # numbers in a tensor of the reference, which takes some queries at a time
 
 # Largest error allowed, relative to the largest number of a tensor: in 16 bits two roundings.
 ALLOWED = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -143,7 +143,7 @@ def reference(net, project, leaves, gradient, causal) -> list[Tensor]:
     wanted = [q, k, v, *parameters(net, project)]
     total = [torch.zeros_like(x) for x in wanted]
     widest = max(layer.weight.shape[1] for layer in net)
-    block = max(1, LARGEST // (BATCH * HEADS * k.shape[2] * widest))
+    block = max(1, MAX_ELEMENTS // (BATCH * HEADS * k.shape[2] * widest))
     for start in range(0, q.shape[2], block):
         rows = slice(start, start + block)
         out = neural_attention(

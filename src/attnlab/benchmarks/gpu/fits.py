@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from attnlab.benchmarks.gpu.plan import GIB, Plan
-from attnlab.benchmarks.timing import environment, seconds
+from attnlab.benchmarks.timing import measured_on, seconds
 from attnlab.benchmarks.training_step import published_shape, training_step
 from attnlab.config.compose import compose_config, plain
 from attnlab.config.messages import validate
@@ -74,7 +74,7 @@ def whole_steps(plan: Plan, cfg: Config, runs: int) -> dict[str, Any]:
     step_s = statistics.median(seconds(step, device) for _ in range(STEPS))
     steps = total_steps(cfg.trainer, IMAGES - (getattr(cfg.data, "validation_size", None) or 0))
     flops = flops_per_step(cfg.arch, cfg.model, cfg.trainer.batch_size, **shape)
-    where = environment(device)
+    where = measured_on(device)
     peak = PEAK.get(where["device"], {}).get(cfg.trainer.precision)
     samples = cfg.trainer.batch_size * (shape["tokens"] if cfg.arch.body == "lm" else 1)
     return {
