@@ -589,12 +589,16 @@ def test_a_missing_checkpoint_costs_one_figure(make, tmp_path):
 
 def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
     pairs(make)
-    (make(97.0, "model=neural_d2", seed=5, status="failed") / "failed.txt").write_text("no memory")
+    failed = make(
+        97.0, "model=neural_d2", f"runtime.output_root={tmp_path}", seed=5, status="failed"
+    )
+    (failed / "failed.txt").write_text("no memory")
     folders = written(tmp_path / "runs")
     file = tmp_path / "archived" / "runs.jsonl"
     for root in (tmp_path / "runs", tmp_path / "archived"):  # the second time from the file itself
         assert pack(root, file, speeds=True) == []
         assert len(file.read_text().splitlines()) == 7
+        assert f'"{tmp_path}"' not in file.read_text()  # no folder of this machine
     kept = written(tmp_path / "archived").replace("archived", "runs")
 
     def unlinked(text: str) -> list[str]:

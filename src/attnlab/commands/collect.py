@@ -4,8 +4,8 @@
     attnlab collect runs=outputs out=results/mine/runs.jsonl speeds=no
 
 A line holds configuration, environment, result and a curve of about 50 points. attnlab report
-reads the file as it reads run folders. speeds=no leaves out how fast the runs were, for runs that
-shared their machine with other work.
+reads the file as it reads run folders. Absolute paths are written relative to the working folder.
+speeds=no leaves out how fast the runs were, for runs that shared their machine with other work.
 """
 
 import sys

@@ -7,6 +7,8 @@ a run that has one). What is not a finite number is null.
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from attnlab.runs.files import write_atomic
 
 NAME = "runs.jsonl"
 POINTS = 50  # of a curve: evaluations, and as many rows of training between them
+ABSOLUTE = re.compile(r"(?:(?<=^)|(?<==))/[^,]*")  # a path, alone or as the value of an override
 EVALUATED = ("val/", "test/", "attention/", "representation/", "gradient/")
 # Keys of result.json that say how fast a run was.
 SPEEDS = ("_per_s", "step_ms_median", "wall_s", "mfu")
@@ -56,6 +59,19 @@ def _strict(value: Any) -> Any:
 def without_speeds(result: Row) -> Row:
     """result.json without what other work on the same machine has changed."""
     return {key: value for key, value in result.items() if not key.endswith(SPEEDS)}
+
+
+def portable(value: Any) -> Any:
+    """A configuration or a command with absolute paths written relative to the working folder, as
+    the folders of one machine mean nothing elsewhere.
+    """
+    if isinstance(value, dict):
+        return {key: portable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [portable(each) for each in value]
+    if isinstance(value, str):
+        return ABSOLUTE.sub(lambda found: os.path.relpath(found[0]), value)
+    return value
 
 
 def thinned(rows: list[Row]) -> list[Row]:

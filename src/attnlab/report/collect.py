@@ -171,6 +171,8 @@ def pack(root: Path, file: Path, speeds: bool) -> list[Run]:
             left_out.append(run)
             continue
         record = _record(run)
+        record["config"] = archive.portable(record["config"])
+        record["env"] = archive.portable(record["env"])
         if not speeds:
             record["result"] = archive.without_speeds(record["result"])
         packed[run.folder.relative_to(root if root.is_dir() else root.parent).as_posix()] = record
