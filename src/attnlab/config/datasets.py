@@ -1,6 +1,7 @@
 """The data section: one class for each kind of data that is read; tasks are in `symbols`."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -40,6 +41,10 @@ class Stored(Section):
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", words).strip(".-")[:64]
         return self.model_copy(update={"name": name or self.kind})
 
+    def contradictions(self) -> Iterator[str]:
+        if self.path is None:
+            yield f"data.path=null: {self.kind} data needs a hub id or a local folder"
+
 
 class Text(Stored):
     kind: Literal["text"]
@@ -52,6 +57,14 @@ class Text(Stored):
     sequence_length: PositiveInt
     eval_stride: PositiveInt
 
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.eval_stride > self.sequence_length:
+            yield (
+                f"data.eval_stride={self.eval_stride}: must be at most "
+                f"data.sequence_length={self.sequence_length}, or tokens would go unscored"
+            )
+
 
 class Augment(Section):
     crop_scale: Annotated[
@@ -60,6 +73,12 @@ class Augment(Section):
     flip: Share
     jitter: Annotated[list[Share], Field(min_length=4, max_length=4)]
     rotation: Annotated[float, Field(ge=0, le=180)]
+
+    def contradictions(self) -> Iterator[str]:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            yield f"data.augment.crop_scale={self.crop_scale}: must be [smaller, larger]"
+        if self.jitter[3] > 0.5:
+            yield f"data.augment.jitter={self.jitter}: the last (hue) must be at most 0.5"
 
 
 class Image(Stored):
@@ -70,6 +89,10 @@ class Image(Stored):
     validation_size: Annotated[PartOf, Field(ge=0)] | None
     test_size: Annotated[PartOf, Field(gt=0)] | None
     augment: Augment
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        yield from self.augment.contradictions()
 
 
 class Translation(Stored):
@@ -82,6 +105,16 @@ class Translation(Stored):
     beam_width: Annotated[int, Field(ge=1, le=1024)]
     length_penalty: Annotated[float, Field(ge=0)]
     extra_tokens: Count
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.source == self.target:
+            yield f"data.target={self.target}: must be another language than data.source"
+        if self.sequence_length > self.group_tokens:
+            yield (
+                f"data.sequence_length={self.sequence_length}: must be at most "
+                f"data.group_tokens={self.group_tokens}, or a sentence may fit in no batch"
+            )
 
 
 Data = Annotated[Text | Image | Task | Translation, Field(discriminator="kind")]

@@ -58,7 +58,7 @@ class Mechanism(Section):
         """Hidden units that the FFN of a layer has beyond arch.ffn_width."""
         return 0
 
-    def contradictions(self, arch) -> Iterator[str]:
+    def contradictions_with(self, arch) -> Iterator[str]:
         """One message for every combination of keys that is not allowed."""
         key, layers = f"model.{self.layers_key}", self.applies(arch.layers)
         if not layers:
@@ -140,7 +140,7 @@ class Neural(Mechanism):
         fused = self.backend not in ("auto", "eager")
         return f"model.backend={self.backend}: {FUSED}" if fused else None
 
-    def contradictions(self, arch) -> Iterator[str]:
+    def contradictions_with(self, arch) -> Iterator[str]:
         """See `Mechanism`."""
         if self.d_prime and self.d_prime > arch.head_width:
             yield (
@@ -149,7 +149,7 @@ class Neural(Mechanism):
             )
         if self.projection_bias and self.d_prime is None:
             yield "model.projection_bias=true: model.d_prime=null has no projection"
-        yield from super().contradictions(arch)
+        yield from super().contradictions_with(arch)
 
     def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """See `Mechanism`."""

@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from attnlab.config.datasets import Data, Image, Text, Translation
+from attnlab.config.datasets import Data, Image
 from attnlab.config.mechanisms import Model
-from attnlab.config.symbols import Symbols
 from attnlab.config.types import (
     MAX_SIZE,
     Count,
@@ -97,11 +96,29 @@ class Body(Section):
     def head_width(self) -> int:
         return self.width // self.heads
 
+    def contradictions(self) -> Iterator[str]:
+        if self.width % self.heads:
+            yield f"arch.width={self.width}: must be a multiple of arch.heads={self.heads}"
+        if self.width % 2 and self.positions.startswith("sinusoidal"):
+            yield f"arch.width={self.width}: must be even for arch.positions={self.positions}"
+        if self.head_width % 2 and self.positions == "rotary":
+            yield (
+                f"arch.width={self.width}: the head width arch.width / arch.heads must be even "
+                "for arch.positions=rotary"
+            )
+        if self.positions == "alibi" and self.body != "lm":
+            yield "arch.positions=alibi: is defined for causal attention (data of arch.body=lm)"
+
 
 class Seq2SeqBody(Body):
     body: Literal["seq2seq"]
     attentions: Annotated[list[Literal["encoder", "decoder", "cross"]], Field(min_length=1)]
     tied_embeddings: bool
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if len(set(self.attentions)) < len(self.attentions):
+            yield f"arch.attentions={self.attentions}: an attention is named twice"
 
 
 class LM(Body):
@@ -111,6 +128,14 @@ class LM(Body):
 class ViT(Body):
     body: Literal["vit"]
     patch_size: PositiveInt
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if self.embedding_init != "normal":
+            yield (
+                f"arch.embedding_init={self.embedding_init}: a vit embeds patches by a linear "
+                "layer, which has no such choice; it must be 'normal'"
+            )
 
 
 class Trainer(Section):
@@ -138,6 +163,26 @@ class Trainer(Section):
     @property
     def micro(self) -> int:
         return self.micro_batch_size or self.batch_size
+
+    def contradictions(self) -> Iterator[str]:
+        if self.batch_size % self.micro:
+            yield (
+                f"trainer.batch_size={self.batch_size}: must be a multiple of "
+                f"trainer.micro_batch_size={self.micro_batch_size}"
+            )
+        if self.max_steps is None and self.epochs is None:
+            yield "trainer.max_steps=null: set it or trainer.epochs"
+        if self.schedule == "inverse_sqrt" and not self.warmup_steps:
+            yield "trainer.warmup_steps=0: trainer.schedule=inverse_sqrt needs at least one"
+        if (self.schedule == "step") != bool(self.drop_epochs):
+            yield (
+                f"trainer.drop_epochs={self.drop_epochs}: trainer.schedule=step needs some, "
+                f"other schedules take none; it is {self.schedule}"
+            )
+        for key in ("warmup_steps", "eval_every"):
+            value = getattr(self, key)
+            if self.max_steps and value and value > self.max_steps:
+                yield f"trainer.{key}={value}: must be at most trainer.max_steps={self.max_steps}"
 
 
 class Logger(Section):
@@ -216,75 +261,23 @@ def _contradictions(cfg: Config) -> Iterator[str]:
             f"arch.body={arch.body}: data={data.name} is {data.kind}; "
             "lm reads text and symbols, vit images, seq2seq translation"
         )
-    if arch.width % arch.heads:
-        yield f"arch.width={arch.width}: must be a multiple of arch.heads={arch.heads}"
-    if arch.width % 2 and arch.positions.startswith("sinusoidal"):
-        yield f"arch.width={arch.width}: must be even for arch.positions={arch.positions}"
-    if arch.head_width % 2 and arch.positions == "rotary":
+    yield from arch.contradictions()
+    yield from model.contradictions_with(arch)
+    if (
+        isinstance(arch, Seq2SeqBody)
+        and "cross" in arch.attentions
+        and model.mechanism == "identity"
+    ):
         yield (
-            f"arch.width={arch.width}: the head width arch.width / arch.heads must be even for "
-            "arch.positions=rotary"
+            f"arch.attentions={arch.attentions}: a query of cross-attention has no key of its "
+            "own, so model=identity takes encoder and decoder only"
         )
-    if arch.positions == "alibi" and arch.body != "lm":
-        yield "arch.positions=alibi: is defined for causal attention (data of arch.body=lm)"
-    if arch.body == "vit" and arch.embedding_init != "normal":
+    yield from data.contradictions()
+    yield from trainer.contradictions()
+    if isinstance(arch, ViT) and isinstance(data, Image) and data.image_size % arch.patch_size:
         yield (
-            f"arch.embedding_init={arch.embedding_init}: a vit embeds patches by a linear layer, "
-            "which has no such choice; it must be 'normal'"
+            f"data.image_size={data.image_size}: must be a multiple of "
+            f"arch.patch_size={arch.patch_size}"
         )
-    if isinstance(arch, Seq2SeqBody):
-        if len(set(arch.attentions)) < len(arch.attentions):
-            yield f"arch.attentions={arch.attentions}: an attention is named twice"
-        if "cross" in arch.attentions and model.mechanism == "identity":
-            yield (
-                f"arch.attentions={arch.attentions}: a query of cross-attention has no key of its "
-                "own, so model=identity takes encoder and decoder only"
-            )
-    yield from model.contradictions(arch)
-    if isinstance(data, Text) and data.eval_stride > data.sequence_length:
-        yield (
-            f"data.eval_stride={data.eval_stride}: must be at most "
-            f"data.sequence_length={data.sequence_length}, or tokens would go unscored"
-        )
-    if isinstance(data, Image):
-        if isinstance(arch, ViT) and data.image_size % arch.patch_size:
-            yield (
-                f"data.image_size={data.image_size}: must be a multiple of "
-                f"arch.patch_size={arch.patch_size}"
-            )
-        if data.validation_size == 0 and trainer.select_on == "validation":
-            yield "data.validation_size=0: trainer.select_on=validation needs held-out images"
-        if data.augment.crop_scale[0] > data.augment.crop_scale[1]:
-            yield f"data.augment.crop_scale={data.augment.crop_scale}: must be [smaller, larger]"
-        if data.augment.jitter[3] > 0.5:
-            yield f"data.augment.jitter={data.augment.jitter}: the last (hue) must be at most 0.5"
-    if isinstance(data, Translation):
-        if data.source == data.target:
-            yield f"data.target={data.target}: must be another language than data.source"
-        if data.sequence_length > data.group_tokens:
-            yield (
-                f"data.sequence_length={data.sequence_length}: must be at most "
-                f"data.group_tokens={data.group_tokens}, or a sentence may fit in no batch"
-            )
-    if isinstance(data, Symbols):
-        yield from data.contradictions()
-    elif data.path is None:
-        yield f"data.path=null: {data.kind} data needs a hub id or a local folder"
-    if trainer.batch_size % trainer.micro:
-        yield (
-            f"trainer.batch_size={trainer.batch_size}: must be a multiple of "
-            f"trainer.micro_batch_size={trainer.micro_batch_size}"
-        )
-    if trainer.max_steps is None and trainer.epochs is None:
-        yield "trainer.max_steps=null: set it or trainer.epochs"
-    if trainer.schedule == "inverse_sqrt" and not trainer.warmup_steps:
-        yield "trainer.warmup_steps=0: trainer.schedule=inverse_sqrt needs at least one"
-    if (trainer.schedule == "step") != bool(trainer.drop_epochs):
-        yield (
-            f"trainer.drop_epochs={trainer.drop_epochs}: trainer.schedule=step needs some, "
-            f"other schedules take none; it is {trainer.schedule}"
-        )
-    for key in ("warmup_steps", "eval_every"):
-        value = getattr(trainer, key)
-        if trainer.max_steps and value and value > trainer.max_steps:
-            yield f"trainer.{key}={value}: must be at most trainer.max_steps={trainer.max_steps}"
+    if isinstance(data, Image) and data.validation_size == 0 and trainer.select_on == "validation":
+        yield "data.validation_size=0: trainer.select_on=validation needs held-out images"

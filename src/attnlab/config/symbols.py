@@ -45,7 +45,6 @@ class Symbols(Section, ABC):
         """How many answers are equally likely for a predictor that does not use the history."""
 
     def contradictions(self) -> Iterator[str]:
-        """One message for every combination of keys that is not allowed."""
         for task in self.tasks:
             for key, problem in self.problems(*task):
                 said = f"{key}={task[self.level.index(key)]}"

@@ -1,6 +1,7 @@
 """Building blocks of the configuration's schema."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -34,3 +35,7 @@ class Section(BaseModel):
     """A section of the configuration: only known keys, only their own types, no nan or inf."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def contradictions(self) -> Iterator[str]:
+        """One message for every combination of the section's keys that is not allowed."""
+        yield from ()
