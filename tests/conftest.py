@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
-from forked import default_signals, finish
+from forked import Program, default_signals
 from hypothesis import HealthCheck, settings
 
 from attnlab.config import compose
@@ -87,44 +87,43 @@ def command(tmp_path, cache) -> Callable:
 
 
 @pytest.fixture
-def start(tmp_path, command):
-    """Start train.py in an empty folder, as one process or as several by torchrun; returns a
-    Popen.
+def start(tmp_path, command, tmp_path_factory):
+    """Start train.py in an empty folder, as one process or as several by torchrun; returns what
+    subprocess.Popen does. What needs an environment of its own is started from nothing.
     """
 
-    def popen(
+    def started(
         *overrides: str, script: str = "train.py", processes: int = 1, **env: str
-    ) -> subprocess.Popen:
+    ) -> Program | subprocess.Popen:
+        words, whole_env = command(script, overrides, env)
+        if processes == 1 and (not env or env.keys() == Halts.KEYS):
+            written = tmp_path_factory.mktemp("written")
+            return Program(ROOT / script, words, tmp_path, whole_env, written)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        words, env = command(script, overrides, env)
         return subprocess.Popen(
             [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *words],
             cwd=tmp_path,
-            env=env,
+            env=whole_env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=default_signals,
         )
 
-    return popen
+    return started
 
 
 @pytest.fixture
-def train(start, command, tmp_path, tmp_path_factory):
-    """Run train.py to its end; returns (exit code, stdout, stderr). A process that needs an
-    environment of its own, or others beside it, is started from nothing.
-    """
+def train(start):
+    """Run train.py to its end; returns (exit code, stdout, stderr)."""
 
-    def run(*overrides: str, script: str = "train.py", **options) -> tuple[int, str, str]:
-        if options:
-            process = start(*overrides, script=script, **options)
+    def run(*overrides: str, **options) -> tuple[int, str, str]:
+        process = start(*overrides, **options)
+        try:
             out, err = process.communicate(timeout=900)
-            return process.returncode, out, err
-        words, env = command(script, overrides, {})
-        written = tmp_path_factory.mktemp("written")
-        code = finish(ROOT / script, words, tmp_path, env, written)
-        return code, (written / "stdout").read_text(), (written / "stderr").read_text()
+        finally:
+            process.kill()
+        return process.returncode, out, err
 
     return run
 
@@ -136,6 +135,8 @@ class Halts:
     the moment before. "open a metrics.jsonl" is a row, "open w .step_*" a save. A third value
     names an error (ENOSPC) that it gets from there on, each time, instead of halting.
     """
+
+    KEYS = frozenset({"HALTS", "HALTS_FOLDER", "PYTHONPATH"})  # of `env`
 
     def __init__(self, folder: Path, *moments: tuple):
         self.folder = Path(tempfile.mkdtemp(prefix="halts-", dir=folder))
@@ -164,7 +165,7 @@ class Halts:
         return pid
 
 
-def until(process: subprocess.Popen, condition: Callable[[], object]) -> None:
+def until(process: Program | subprocess.Popen, condition: Callable[[], object]) -> None:
     """Wait for what a running process is to bring about."""
     while not condition():
         assert process.poll() is None, process.communicate()

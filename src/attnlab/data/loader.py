@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Protocol
@@ -175,8 +176,13 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
 
 
 def _apart(worker: int) -> None:
-    """A signal to the run's process group is the run's own to heed; it ends its workers itself."""
+    """A signal to the run's process group is the run's own to heed; it ends its workers itself.
+
+    An error reaches the run through the loader. What a worker's other threads would print, like a
+    connection that the ending run has closed, would only stand beside the run's own message.
+    """
     os.setsid()
+    sys.excepthook = lambda *error: None
 
 
 def _whole(batch):
