@@ -587,6 +587,14 @@ def test_a_missing_checkpoint_costs_one_figure(make, tmp_path):
     assert "![Validation perplexity" in text
 
 
+def test_runs_of_changed_code_are_said(make, tmp_path):
+    pairs(make)
+    assert "code that computes results" not in written(tmp_path / "runs")
+    file = make(97.0, "model=neural_d2", seed=3) / "env.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"source": "0123abcd"}))
+    assert re.search("WARNING: the code that .* 0123abcd", written(tmp_path / "runs"))
+
+
 def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
     pairs(make)
     failed = make(

@@ -182,6 +182,16 @@ def test_finished_run_is_not_repeated(finished, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_run_of_other_code_is_named(finished, caplog, tmp_path):
+    cfg, folder = finished
+    run(cfg, folder)
+    assert "other code" not in caplog.text
+    env = json.loads((folder / "env.json").read_text())
+    (folder / "env.json").write_text(json.dumps(env | {"source": "0123abcd"}))
+    run(cfg, folder)
+    assert f"other code (source 0123abcd in its env.json, now {env['source']})" in caplog.text
+
+
 def test_finished_run_in_a_read_only_folder_says_its_result(train, tmp_path):
     words = ("scale=smoke", "hydra.run.dir=run")
     assert train(*words)[0] == 0

@@ -26,7 +26,13 @@ from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
 from attnlab.training.model import build
-from attnlab.training.resume import same_best, same_data, same_processes, with_history
+from attnlab.training.resume import (
+    other_source,
+    same_best,
+    same_data,
+    same_processes,
+    with_history,
+)
 from attnlab.training.trainer import fit, total_steps
 from attnlab.training.translate import samples, translated
 from attnlab.training.update import precision
@@ -50,6 +56,8 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
         raise
     if speaks:
         if before:
+            if changed := other_source(path):
+                log.warning("%s", changed)
             print("already finished:")
         for key, value in result.items():
             if isinstance(value, list):

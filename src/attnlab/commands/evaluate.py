@@ -11,6 +11,7 @@ def main(run: RunArgument, device: str = "same") -> None:
     from attnlab import run as program
     from attnlab.data.loader import build_data
     from attnlab.runtime.device import choose_device
+    from attnlab.training.resume import other_source
 
     cfg = run.config(device)
     model_device = choose_device(cfg.runtime, cfg.trainer.precision)
@@ -23,4 +24,6 @@ def main(run: RunArgument, device: str = "same") -> None:
         then = stored.get(key, "not recorded")
         print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")
     if any(value != stored.get(key) for key, value in metrics.items()):
+        if changed := other_source(run.path):
+            print(changed, file=sys.stderr)
         sys.exit(1)

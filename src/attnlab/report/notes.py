@@ -136,6 +136,14 @@ def _runs(comparison: Comparison) -> Iterable[str]:
     if len(comparison.fingerprints) > 1:
         said = ", ".join(sorted(comparison.fingerprints))
         yield f"WARNING: {DIFFERENT} (fingerprints {said})."
+    sources = {
+        run.env["source"] for a in arms for run in a.counted.values() if "source" in run.env
+    }
+    if len(sources) > 1:
+        yield (
+            "WARNING: the code that computes results was changed between these runs "
+            f"(source {', '.join(sorted(sources))} in env.json); a difference may be the code's."
+        )
     if len({commit(run.env) for arm in arms for run in arm.counted.values()}) > 1:
         yield "The runs were made with different commits (listed below)."
 

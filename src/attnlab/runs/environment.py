@@ -1,6 +1,8 @@
 """The content of a run's env.json: code, versions, machine and command."""
 
 import contextlib
+import functools
+import hashlib
 import platform
 import socket
 import subprocess
@@ -10,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from attnlab import __version__
-from attnlab.config.compose import CHECKOUT
+from attnlab.config.compose import CHECKOUT, PACKAGE
 from attnlab.config.schema import CODE_VERSION
+
+# What computes a run's numbers, in the package.
+COMPUTES = ("functional.py", "data/*.py", "kernels/**/*.*", "models/**/*.py", "training/*.py")
 
 
 def environment(device) -> dict[str, Any]:
@@ -27,6 +32,7 @@ def environment(device) -> dict[str, Any]:
         "git_dirty": bool(git("status", "--porcelain")) if commit else None,
         "attnlab": __version__,
         "code_version": CODE_VERSION,
+        "source": source(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": version("torchvision"),
@@ -36,6 +42,20 @@ def environment(device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "host": socket.gethostname(),
     }
+
+
+@functools.cache
+def source() -> str:
+    """Eight hex digits over the code that computes a run's numbers. They change with every edit
+    there, while CODE_VERSION is raised by hand.
+    """
+    files = {file for pattern in COMPUTES for file in PACKAGE.glob(pattern)}
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        if file.suffix != ".pyc":
+            digest.update(file.relative_to(PACKAGE).as_posix().encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def processor() -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from attnlab.data.loader import Data
 from attnlab.errors import BadInput
+from attnlab.runs.environment import source
 from attnlab.runs.folder import RunFolder
 from attnlab.runtime import distributed
 from attnlab.training import checkpoint
@@ -46,21 +47,39 @@ def same_best(state: dict[str, Any], folder: RunFolder) -> None:
             raise BadInput(f"{error}; move the run folder away to start from step 0") from None
 
 
+def stored_environment(path: Path) -> dict[str, Any]:
+    """The run's env.json, or an empty dict."""
+    try:
+        return json.loads((path / "env.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def other_source(path: Path) -> str:
+    """What to say if a run was made by other code than this; empty if it was not."""
+    then, now = stored_environment(path).get("source"), source()
+    if then in (None, now):
+        return ""
+    return (
+        f"{path}: was made by other code (source {then} in its env.json, now {now}). If the "
+        "change affects its numbers, move the folder away, or raise CODE_VERSION for all runs"
+    )
+
+
 def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
     """The environment and, under `before`, the different environments of earlier starts. Warns of
-    everything that has changed since the run began and may round sums differently.
+    everything that has changed since the run began and may change results.
     """
-    try:
-        then = json.loads((path / "env.json").read_text())
-    except (OSError, ValueError):
+    then = stored_environment(path)
+    if not then:
         return env
     before = then.pop("before", [])
     if any(then.get(key) != env[key] for key in env if key != "command"):
         before = [*before, then]
     if not before:
         return env
-    for key in ("torch", "device_name", "threads"):
-        if before[0].get(key) != env[key]:
+    for key in ("torch", "device_name", "threads", "source"):
+        if before[0].get(key, env[key]) != env[key]:  # earlier runs have no source
             log.warning(
                 "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
                 *(path, key, before[0].get(key), env[key]),
