@@ -225,7 +225,7 @@ def one_head(module, head):
     copy = deepcopy(module)
     for name, parameter in copy.named_parameters():
         dim = 1 if ".mixture." in f".{name}" or ".lambdas." in f".{name}" else 0
-        if parameter.shape[dim] == HEADS:
+        if parameter.dim() > dim and parameter.shape[dim] == HEADS:
             parameter.data = parameter.data.narrow(dim, head, 1)
     return copy
 

@@ -20,8 +20,9 @@ import yaml
 from conftest import MODELS, ROOT, config
 
 from attnlab.report.archive import thinned
-from attnlab.report.collect import pack
+from attnlab.report.collect import collect, pack
 from attnlab.report.render import report
+from attnlab.report.summary import markdown
 from attnlab.run import run
 
 PUBLISHED = ("data=wikitext103", "scale=paper")  # the paper's own setting
@@ -526,6 +527,16 @@ def test_an_odd_run_costs_no_more_than_itself(make, tmp_path, odd):
         [sys.executable, ROOT / "scripts/summary.py", tmp_path / "runs"], capture_output=True
     )
     assert summary.returncode == 0, summary.stderr
+
+
+def test_summary_says_in_what_runs_differ(make, tmp_path):
+    make(100.0, "model=neural_d2")
+    make(101.0, "model=neural_d2", seed=1)
+    assert "differs" not in markdown(collect(tmp_path / "runs"))
+    make(102.0, "model=neural_d2", "model.d_prime=4", "model.per_head=true")
+    text = markdown(collect(tmp_path / "runs"))
+    assert "| d_prime=2, hidden=[4], per_head=false |" in text
+    assert text.count("| d_prime=4, hidden=[8], per_head=true ") == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ def main(runs: Path, out: Path | None = None) -> None:
     every configuration key that differs between the runs and all of result.json.
     """
     from attnlab.report.collect import collect
-    from attnlab.report.tables import markdown
+    from attnlab.report.summary import markdown
 
     found = collect(runs)
     if out is None:

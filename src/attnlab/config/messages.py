@@ -1,9 +1,11 @@
 """From a composed configuration to a `Config`, or to one clear line per problem."""
 
 import difflib
+import json
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from attnlab.config.mechanisms import MECHANISMS, PLAIN
@@ -22,6 +24,8 @@ TAGS = {
     *LEVELS,
     *MECHANISMS,
 }  # how pydantic names a section's variants
+
+SECTION = "a section in src/attnlab/config/mechanisms.py, named in WithSection"
 
 SomeSection = TypeVar("SomeSection", bound=BaseModel)
 
@@ -64,7 +68,7 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     if error["type"] == "extra_forbidden" and loc[0] == "model" and error["loc"][1] in PLAIN:
         return f"{key}: ", (
             f"mechanism={error['loc'][1]} has no option but model.layers; options of its own need "
-            "a section in src/attnlab/config/mechanisms.py, named in WithSection"
+            f"{SECTION}"
         )
     if error["type"] == "extra_forbidden":
         return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
@@ -75,12 +79,24 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     if error["type"] == "union_tag_invalid":  # names the key that chooses among the variants
         kind, allowed = (error["ctx"][k].strip("'") for k in ("discriminator", "expected_tags"))
         near = nearest(error["ctx"]["tag"], allowed.split("', '"))
+        if kind == "mechanism":
+            near += f"; one with options needs {SECTION}"
         return f"{key}.{kind}={error['ctx']['tag']}: ", f"must be '{allowed}'{near}"
     message = error["msg"].replace("Input should be ", "must be ").removeprefix("Value error, ")
+    message = message.replace("a valid boolean", "true or false")
     allowed = error.get("ctx", {}).get("expected", "")
     if isinstance(error["input"], str) and "'" in allowed:
         message += nearest(error["input"], allowed.split("'")[1::2])
-    return f"{key}={error['input']}: ", message
+    return f"{key}={_typed(error['input'])}: ", message
+
+
+def _typed(value: Any) -> Any:
+    """A value as one types it: null, true, and '1' for a text that would else be a number."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, str) and not isinstance(yaml.safe_load(value or "''"), str):
+        return f"'{value}'"
+    return value
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -93,7 +109,11 @@ def unknown_key(key: str) -> str:
     """The message for a key that the schema, or the chosen variant of its section, lacks."""
     known = sorted(known_keys())
     if key in known:
-        return f"{key}: unknown key for this choice of {key.split('.')[0]}"
+        group = key.split(".")[0]
+        return (
+            f"{key}: unknown key for this choice of {group}; in a sweep over several {group}s, "
+            "sweep it in a command of its own for those that have it"
+        )
     leaf = key.split(".")[-1]
     home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section
     near = f"; did you mean {home[0]}?" if home else nearest(key, known)
