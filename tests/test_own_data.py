@@ -196,7 +196,23 @@ BAD = [
         "row . has no text",
     ),
     ("text", "short", {"a.txt": b"a b\n" * 200}, [], "split validation of .* has only 60 tokens"),
-    ("text", "torn", {"a.jsonl": LINES["rows.jsonl"] + b'{"body": "to'}, [], "cannot be read: "),
+    (
+        "text",
+        "torn",
+        {"a.jsonl": LINES["rows.jsonl"] + b'{"body": "to'},
+        [],
+        "line 51 is not JSON: ",
+    ),
+    ("text", "markdown", {"a.md": b"a b"}, [], "no .txt, .csv, .json, .jsonl or .parquet file"),
+    (
+        *(
+            "text",
+            "one is a split",
+            {"train.txt": b"a b\n" * 9, "b.txt": b"c\n", "c.txt": b"d\n"},
+            [],
+        ),
+        r"2 of its files would not be read \(b.txt, c.txt\), as others have the name of a split",
+    ),
     ("text", "test alone", {"test.txt": b"a b\n" * 200}, [], "no split train; it has test"),
     (
         *("text", "no rule", {"a.txt": b"a b\n" * 200}, ["data.test_size=null"]),
@@ -208,6 +224,10 @@ BAD = [
         {"train.parquet": b"PAR1..."},
         [],
         r"train.parquet \(7 bytes\) is damaged",
+    ),
+    (
+        *("images", "one folder", {f"cat/{i}.png": png(i) for i in range(9)}, []),
+        "no column label; it has image; images get labels from two or more folders",
     ),
     ("images", "no files", {}, [], "doesn't contain any data files"),
     (

@@ -3,6 +3,7 @@ lines, CSV, plain text (a row is a line of a .txt file), or a folder of images f
 """
 
 import hashlib
+import json
 import logging
 import warnings
 from functools import cached_property
@@ -12,9 +13,12 @@ from attnlab.data.cache import file_digest
 from attnlab.errors import BadInput
 from attnlab.runtime.network import prepare_hub
 
+log = logging.getLogger(__name__)
+
 SPLITS = ("train", "validation", "test")
 STRINGS = ("string", "large_string")
 TEXT_FILES = {".txt", ".csv", ".tsv", ".json", ".jsonl"}
+NAMES = "names of files and folders decide the split, see docs/data.md"
 
 
 class Rows:
@@ -68,18 +72,27 @@ class Rows:
         store = {"cache_dir": str(self.cache / f"rows-{self.fingerprint[:16]}")} if local else {}
         try:
             with warnings.catch_warnings(action="ignore"):
-                loaded = datasets.load_dataset(self.data.path, self.data.config, **store)
+                builder = datasets.load_dataset_builder(self.data.path, self.data.config, **store)
+                if local:
+                    self._check_all_used(builder.config.data_files or {})
+                builder.download_and_prepare()
+                loaded = builder.as_dataset()
+        except BadInput:
+            raise
         except Exception as error:  # the hub's and arrow's errors share no base class
             raise BadInput(f"{self.where}: {self._explain(error, local)}") from None
         if "train" not in loaded:
-            raise BadInput(f"{self.where}: no split train; it has {', '.join(loaded)}")
+            said = f"; {NAMES}" * local
+            raise BadInput(f"{self.where}: no split train; it has {', '.join(loaded)}{said}")
         return {split: self._checked(split, loaded[split]) for split in SPLITS if split in loaded}
 
     def _checked(self, split: str, rows):
         if missing := [c for c in self.columns if c not in rows.column_names]:
+            classes = rows.column_names == ["image"]
+            hint = "; images get labels from two or more folders, one a class" * classes
             raise BadInput(
                 f"{self.where}: split {split} has no column {', '.join(missing)}; it has "
-                f"{', '.join(rows.column_names)}"
+                f"{', '.join(rows.column_names)}{hint}"
             )
         column = getattr(self.data, "text_column", None)
         if column and getattr(rows.features[column], "dtype", None) not in STRINGS:
@@ -91,6 +104,24 @@ class Rows:
 
     def _files(self) -> list[Path]:
         return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+
+    def _check_all_used(self, splits: dict[str, list[str]]) -> None:
+        """Errors: `BadInput` if `datasets` would leave out files like those that it reads: one
+        file with `train` in its name turns it away from all others. A README may mean it so.
+        """
+        if (self.folder / "README.md").exists():
+            return
+        used = {Path(file).resolve() for files in splits.values() for file in files}
+        kinds = {file.suffix.lower() for file in used}
+        files = [f for f in self._files() if not f.name.startswith(".")]
+        rest = [f for f in files if f.resolve() not in used]
+        if alike := [f for f in rest if f.suffix.lower() in kinds]:
+            raise BadInput(
+                f"{self.where}: {len(alike)} of its files would not be read ({_some(alike)}), as "
+                f"others have the name of a split ({_some(sorted(used))}); {NAMES}"
+            )
+        if other := [f for f in rest if f.suffix.lower() in {*TEXT_FILES, ".parquet"} - kinds]:
+            log.warning("%s: not read, of another format: %s", self.where, _some(other))
 
     def _check_parquet(self) -> None:
         import pyarrow.parquet
@@ -110,10 +141,13 @@ class Rows:
         while error.__cause__ is not None:  # the reason is at the bottom
             error = error.__cause__
         text = " ".join(str(error).split())[:200] or repr(error)
-        if local and (found := self._not_utf8()):
+        if local and (found := next(filter(None, map(_wrong_text, self._files())), None)):
             return found
         if local and type(error).__name__ == "SchemaInferenceError":
             return "all its files are empty"
+        files = self._files() if local and hasattr(self.data, "text_column") else []
+        if files and not {*TEXT_FILES, ".parquet"} & {file.suffix.lower() for file in files}:
+            text = "no .txt, .csv, .json, .jsonl or .parquet file there"
         if local or "BuilderConfig" in text:
             return f"cannot be read: {text}"
         return (
@@ -121,16 +155,32 @@ class Rows:
             "of the same form is named by data.path=<folder>"
         )
 
-    def _not_utf8(self) -> str | None:
-        for file in self._files():
-            if file.suffix.lower() in TEXT_FILES:
-                try:
-                    with open(file, encoding="utf-8") as lines:
-                        for _ in lines:
-                            pass
-                except UnicodeDecodeError as error:
-                    return (
-                        f"{file} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); "
-                        "iconv -f <encoding> -t utf-8 converts it"
-                    )
+
+def _wrong_text(file: Path) -> str | None:
+    """Where a file of text is not UTF-8, or a line of JSON lines is not JSON; None if neither."""
+    if file.suffix.lower() not in TEXT_FILES:
         return None
+    try:
+        with open(file, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if file.suffix.lower() == ".jsonl" and line.strip() and (why := _not_json(line)):
+                    return f"{file}, line {number} is not JSON: {why}"
+    except UnicodeDecodeError as error:
+        return (
+            f"{file} is not UTF-8 text (byte 0x{error.object[error.start]:02x}); "
+            "iconv -f <encoding> -t utf-8 converts it"
+        )
+    return None
+
+
+def _not_json(line: str) -> str | None:
+    try:
+        json.loads(line)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _some(files: list[Path]) -> str:
+    """The names of the first ones."""
+    return ", ".join(file.name for file in files[:3]) + ", ..." * (len(files) > 3)
