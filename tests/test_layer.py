@@ -43,14 +43,22 @@ def test_public_names_wait_for_torch_and_need_no_hydra():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"d_prime": 0}, "d_prime=0: must be at least 1"),
-        ({"hidden": [4, 0]}, "hidden=0: must be at least 1"),
+        ({"d_prime": 0}, "d_prime=0: must be a whole number from 1 on"),
+        ({"d_prime": 2.5}, "d_prime=2.5: must be a whole number from 1 on"),
+        ({"hidden": [4, 0]}, "hidden=0: must be a whole number from 1 on"),
+        ({"hidden": 8}, "hidden=8: must be a list of widths"),
         ({"activation": "swish"}, "activation=swish: must be one of relu"),
     ],
 )
 def test_wrong_options_are_refused(options, said):
     with pytest.raises(BadInput, match=said):
         NeuralAttention(HEADS, WIDTH, **options)
+
+
+def test_tokens_before_heads_are_refused():
+    x = torch.randn(2, 10, HEADS, WIDTH)
+    with pytest.raises(ValueError, match=rf"q must be \(B, {HEADS} heads, N, D\); got \(2, 10"):
+        NeuralAttention(HEADS, WIDTH)(x, x, x, causal=True)
 
 
 @pytest.mark.parametrize("per_head", [True, False])

@@ -268,7 +268,7 @@ def test_the_examples_of_the_page_run():
     blocks = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "layer.md").read_text(), re.DOTALL
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         exec(block, names)
     assert names["text"].shape == (2, 13)

@@ -42,6 +42,7 @@ class Positions(nn.Module):
 
     def __init__(self, arch, tokens: int):
         super().__init__()
+        self.longest = math.inf if arch.positions in ("none", "alibi") else tokens
         self.scale = math.sqrt(arch.width) if arch.embedding_scale else 1.0
         self.residual = arch.embedding_residual
         self.dropout = nn.Dropout(arch.dropout)
@@ -52,8 +53,12 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, N, width) -> (B, N, width); start: the position of the first token, start + N at
-        most `tokens`.
+        most `tokens` but for positions none and alibi. Errors: `ValueError`.
         """
+        if start + x.shape[1] > self.longest:
+            raise ValueError(
+                f"{start + x.shape[1]} tokens: the model has {self.longest} positions"
+            )
         y = self.scale * x
         table = self.table if self.learned is None else self.learned.weight
         if table is not None:

@@ -12,6 +12,7 @@ reference that the fast paths in attnlab.kernels are checked against.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from numbers import Integral
 
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class NeuralAttention(SoftmaxAttention):
     hidden layers, None for [2 P]; activation: of ACTIVATIONS; score_scale: divide scores by
     sqrt(D); per_head: projections and a network for each head instead of one for all;
     projection_bias: W_q and W_k with a bias; backend: see `kernels.api.neural_attention`. Errors:
-    `BadInput` for a width below 1 or an unknown activation.
+    `BadInput` for a size that is no whole number from 1 on, or an unknown activation.
     """
 
     def __init__(
@@ -119,9 +120,17 @@ class NeuralAttention(SoftmaxAttention):
         backend: str = "auto",
     ):
         super().__init__(heads, head_width)
-        for name, units in ("d_prime", d_prime), *(("hidden", units) for units in hidden or ()):
-            if units is not None and units < 1:
-                raise BadInput(f"{name}={units}: must be at least 1")
+        if hidden is not None and not isinstance(hidden, Sequence):
+            raise BadInput(f"hidden={hidden}: must be a list of widths")
+        sizes = [
+            ("heads", heads),
+            ("head_width", head_width),
+            *(("hidden", h) for h in hidden or ()),
+        ]
+        for name, size in sizes + [("d_prime", d_prime)] * (d_prime is not None):
+            if not isinstance(size, Integral) or size < 1:
+                raise BadInput(f"{name}={size}: must be a whole number from 1 on")
+        self.heads = heads
         groups = heads if per_head else 1
         width = d_prime or head_width
         if d_prime:
@@ -153,7 +162,11 @@ class NeuralAttention(SoftmaxAttention):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """See `Attention.forward`; model.backend chooses how."""
+        """See `Attention.forward`; `backend` chooses how. Errors: `ValueError` also if q has not
+        `heads` heads, as where tokens stand before heads.
+        """
+        if q.dim() != 4 or q.shape[1] != self.heads:
+            raise ValueError(f"q must be (B, {self.heads} heads, N, D); got {tuple(q.shape)}")
         return neural_attention(
             q,
             k,
