@@ -172,9 +172,10 @@ def test_seeds_and_arms_that_were_not_registered_do_not_count():
 def test_another_configuration_than_the_registered_one_is_exploratory():
     runs = [
         finished(value, "experiment=controls", "scale=mini", f"model={model}", *more, seed=10)
-        for model, value in (("dot_product", 100), ("neural_d2", 98))
+        for model, value in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
         for more in (("trainer.lr=0.1",), ("data=pydocs",))
     ]
+    assert answers(runs[:4]) == []  # without one of its arms another sweep is not this question
     reasons = [answer.deviations for answer in answers(runs)]
     assert any("trainer.lr=0.1 instead of 0.004" in each for each in reasons)
     assert any("data=pydocs instead of wikitext2" in each for each in reasons)
@@ -192,7 +193,7 @@ def test_runs_of_a_commit_without_the_question_are_exploratory():
     for commit, early in ((before, True), (with_question, False), ("f" * 40, False)):
         runs = [
             finished(v, "experiment=controls", "scale=mini", f"model={m}", seed=10, commit=commit)
-            for m, v in (("dot_product", 100), ("neural_d2", 98))
+            for m, v in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
         ]
         (answer,) = answers(runs)
         if answer.registration.pending:

@@ -25,6 +25,7 @@ TAGS = {
     *MECHANISMS,
 }  # how pydantic names a section's variants
 
+MEANT = {"gpu": "cuda"}  # what no similarity of letters finds
 SECTION = "a section in src/attnlab/config/mechanisms.py, named in WithSection"
 
 SomeSection = TypeVar("SomeSection", bound=BaseModel)
@@ -86,7 +87,7 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     message = message.replace("a valid boolean", "true or false")
     allowed = error.get("ctx", {}).get("expected", "")
     if isinstance(error["input"], str) and "'" in allowed:
-        message += nearest(error["input"], allowed.split("'")[1::2])
+        message += nearest(MEANT.get(error["input"], error["input"]), allowed.split("'")[1::2])
     return f"{key}={_typed(error['input'])}: ", message
 
 

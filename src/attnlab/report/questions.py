@@ -81,8 +81,8 @@ class Answer:
 
 
 def answers(runs: Iterable[Run]) -> list[Answer]:
-    """What readable runs answer: every question with finished runs of an arm and of a control.
-    Of several that ask the same of other data, the one that was registered for this data.
+    """What readable runs answer: every question that they are meant for (`_asked`). Of several
+    that ask the same of other data, the one that was registered for this data.
     """
     readable = [run for run in runs if run.status != "unreadable"]
     found: dict[str, Answer] = {}
@@ -96,15 +96,19 @@ def answers(runs: Iterable[Run]) -> list[Answer]:
             answer = _answer(experiment, question, members)
             key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
             known = found.get(key)
-            if _pairs(answer) and (not known or len(answer.deviations) < len(known.deviations)):
+            if _asked(answer) and (not known or len(answer.deviations) < len(known.deviations)):
                 found[key] = answer
     return list(found.values())
 
 
-def _pairs(answer: Answer) -> bool:
-    """Whether there are runs of an arm and of a control."""
-    arms = {run.config["model.name"] for run in answer.runs}
-    return bool(arms & set(answer.question.treated) and arms & set(answer.question.controls))
+def _asked(answer: Answer) -> bool:
+    """Whether the runs are meant for the question: some of an arm and some of a control. Where
+    they are not as registered, it takes runs of every arm, or any sweep would seem to ask it.
+    """
+    question, arms = answer.question, {run.config["model.name"] for run in answer.runs}
+    if answer.deviations:
+        return arms == set(question.arms)
+    return bool(arms & set(question.treated) and arms & set(question.controls))
 
 
 def _place(config: dict[str, Any], question: Question) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """A signal ends training at the next step boundary, after a save; a second one ends it at once."""
 
 import contextlib
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
-    """Turn the first stop signal into a request; the second one acts at once.
+    """Turn the first stop signal into a request, and say so; the second one acts at once.
 
     second_acts: False under torchrun, which forwards a Ctrl-C that its processes already received
     from the terminal, and ends them itself when they take too long. It signals all of them as soon
@@ -27,6 +29,11 @@ def stop_signals(second_acts: bool = True) -> Iterator[Stop]:
 
     def request(signum, frame):
         stop.signum = signum
+        if second_acts:
+            _say(
+                f"{signal.Signals(signum).name}: the run saves after this step or evaluation and "
+                "ends; a second signal ends it at once"
+            )
         for s in active_signals() if second_acts else ():
             signal.signal(s, signal.SIG_DFL)
 
@@ -67,3 +74,9 @@ def deaf_to_children() -> Iterator[None]:
 def active_signals() -> list[signal.Signals]:
     """The stop signals without those that the user chose to ignore (nohup)."""
     return [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]
+
+
+def _say(line: str) -> None:
+    """Write to stderr from a signal handler, which may have interrupted a write of a stream."""
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())

@@ -1,5 +1,6 @@
 """Jobs of a sweep: what is typed for each, what that means, what runs it and how it ended."""
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from attnlab.runs.folder import RunFolder
 
 FAILED = 1  # exit code of a sweep in which a job failed
 UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
+SCORES = ("test/accuracy", "test/perplexity")
 ELSEWHERE = "runs elsewhere"  # another process has its folder, here or on another machine
 
 
@@ -36,6 +38,13 @@ class Job:
         """
         folder = RunFolder(self.path, self.cfg)
         return folder.result is not None and not folder.moved
+
+    @property
+    def score(self) -> str:
+        """The test metric that its result has, or nothing."""
+        result = RunFolder(self.path, self.cfg).result or {}
+        found = (f"{key} {result[key]:.5g}" for key in SCORES if key in result)
+        return next(found, "")
 
     @property
     def failure(self) -> tuple[int, str] | None:
@@ -82,13 +91,15 @@ def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> 
     failure = job.failure
     if not reason and failure and failure != before:
         reason = failure[1]
-    return f"exit code {code} ({reason})" if reason else f"exit code {code}"
+    what = f"exit code {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
+    return f"{what} ({reason})" if reason else what
 
 
 def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
     """Print the table of a sweep's jobs and how each ended; returns the sweep's exit code."""
+    wide = max(len(job.name) for job in jobs)
     for end, job in zip(ends, jobs, strict=True):
-        say(f"  {end:15}  {job.path}")
+        say(f"  {end:15}  {job.name:{wide}}  {job.score:22}  {job.path}")
     elsewhere = ends.count(ELSEWHERE)
     finished = sum(end.startswith("finished") for end in ends)
     say(
