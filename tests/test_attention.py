@@ -97,6 +97,9 @@ def mechanism(name, *overrides):
     torch.manual_seed(1)
     module = build_attention(cfg.model, cfg.arch)
     with torch.no_grad():
+        for part in module.modules():
+            if list(part.parameters(recurse=False)):
+                part.reset_parameters()
         for norm in (m for m in module.modules() if isinstance(m, torch.nn.RMSNorm)):
             if norm.weight is not None:  # gains start at 1, which shows nothing
                 norm.weight.uniform_(0.5, 1.5)
@@ -249,7 +252,10 @@ def test_weights_equal_a_loop_over_pairs(name, shape, seed):
     q = torch.randn(batch, HEADS, n, WIDTH, dtype=torch.float64)
     k = torch.randn(batch, HEADS, m, WIDTH, dtype=torch.float64)
     visible = random_mask(shape, seed)
-    equation = PAIRWISE[configured(name).model.mechanism]
+    equation = PAIRWISE.get(kind := configured(name).model.mechanism, "missing")
+    assert equation != "missing", (
+        f"{kind}: write its equation in PAIRWISE (docs/your-mechanism.md)"
+    )
     with torch.no_grad():
         weights = module.weights(q, k, visible)
         assert torch.equal(weights[..., ~visible], torch.zeros_like(weights[..., ~visible]))
@@ -320,7 +326,8 @@ def test_no_leak_from_the_future(name, n):
     later = inputs.clone()
     later[..., n // 2 :, :] += 1
     before, after = (module(*x, causal=True) for x in (inputs, later))
-    assert torch.equal(before[..., : n // 2, :], after[..., : n // 2, :])
+    leaks = not torch.equal(before[..., : n // 2, :], after[..., : n // 2, :])
+    assert not leaks, "what a causal query gets depends on keys behind it"
     assert not torch.equal(before, after)
 
 
@@ -357,10 +364,13 @@ def test_nothing_but_numbers(name, dtype, case):
         grads = torch.autograd.grad(
             output.float().sum(), leaves, retain_graph=True, allow_unused=True
         )
-        assert output.isfinite().all()
-        assert all(g is None or g.isfinite().all() for g in grads)
+        bad = not output.isfinite().all()
+        assert not bad, "an output is not finite (rows that see no key: masked_softmax gives 0)"
+        bad = any(g is not None and not g.isfinite().all() for g in grads)
+        assert not bad, "a gradient is not finite (a root or a division at 0, or an overflow?)"
     if case == "masked":
-        assert not weights[..., 3, :].any()
+        bad = weights[..., 3, :].any()
+        assert not bad, "a row that sees no key must have weights 0 (see masked_softmax)"
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -54,28 +54,28 @@ def test_a_mechanism_is_a_file_a_section_and_a_yaml(start, copy, cache):
 
 
 def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
-    files = [f"tests/test_{name}.py" for name in ("attention", "models")]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "cosine",
-            *files,
-        ],
-        cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy / "src")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    def python(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": str(copy / "src")},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    values = (copy / "tests" / "golden.json").read_text().splitlines()
+    python("tests/test_golden.py")
+    written = (copy / "tests" / "golden.json").read_text().splitlines()
+    new = [line for line in written if line not in values]
+    assert len(new) == 6 and all(
+        " cosine " in line for line in new
+    )  # three data sets, two protocols
+    files = [f"tests/test_{name}.py" for name in ("attention", "models", "golden")]
+    stdout = python(*["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-k", "cosine"], *files)
     # every test over VARIANTS or MODELS, among them 12 in three precisions
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 25, done.stdout
+    assert int(re.search(r"(\d+) passed", stdout)[1]) >= 31, stdout
 
 
 def test_an_option_without_a_section_is_told_where_it_goes(start, copy):

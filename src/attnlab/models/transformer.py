@@ -133,6 +133,11 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         for name, module in built.named_modules():
             if list(module.parameters(recurse=False)):
+                if not hasattr(module, "reset_parameters"):
+                    raise TypeError(
+                        f"{type(module).__name__} ({name}) has parameters of its own and no "
+                        "reset_parameters: see docs/your-mechanism.md"
+                    )
                 torch.manual_seed(derive_seed(seed, "init", name))
                 module.reset_parameters()
     return built
