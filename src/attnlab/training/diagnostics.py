@@ -274,8 +274,9 @@ def warn_if_saturated(found: dict[str, float]) -> None:
     if said:
         log.warning(
             "step 0: attention starts saturated, more than %g of most rows' weight being on one "
-            "key (%s). Its scores get hardly any gradient, which can make an arm look worse than "
-            "it is. arch.embedding_init=textbook (language), arch.embedding_norm=true, "
+            "key (%s). This is so in the paper's configuration, and no fault of the run, but such "
+            "scores get hardly any gradient, which can make an arm look worse than it is. "
+            "arch.embedding_init=textbook (language), arch.embedding_norm=true, "
             "arch.norm=pre or arch.qk_norm=rms (dot product) avoids it.",
             ONE_KEY,
             "; ".join(said),
