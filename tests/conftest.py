@@ -177,6 +177,14 @@ def state(pid: int) -> str:
     return _stat(pid)[0]
 
 
+def gone(pid: int) -> bool:
+    """Whether a process has ended."""
+    try:
+        return state(pid) == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def parent(pid: int) -> int:
     """The process that started a process."""
     return int(_stat(pid)[1])
@@ -205,9 +213,9 @@ def rows_written(folder: Path) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    with open(f"/proc/{pid}/task/{pid}/children") as file:
-        return [int(child) for child in file.read().split()]
+    """The processes that a process has started, by any of its threads, and that still run."""
+    listed = Path(f"/proc/{pid}/task").glob("*/children")
+    return sorted(int(child) for file in listed for child in file.read_text().split())
 
 
 def newest(folder: Path) -> Path:

@@ -97,9 +97,11 @@ def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> 
 
 def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
     """Print the table of a sweep's jobs and how each ended; returns the sweep's exit code."""
-    wide = max(len(job.name) for job in jobs)
-    for end, job in zip(ends, jobs, strict=True):
-        say(f"  {end:15}  {job.name:{wide}}  {job.score:22}  {job.path}")
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    own = [" ".join(o for o in job.name.split(" ") if o not in shared) for job in jobs]
+    wide = max(map(len, own))
+    for end, job, name in zip(ends, jobs, own, strict=True):
+        say(f"  {end:15}  {name:{wide}}  {job.score:22}  {job.path}")
     elsewhere = ends.count(ELSEWHERE)
     finished = sum(end.startswith("finished") for end in ends)
     say(
