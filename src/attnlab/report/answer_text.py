@@ -87,9 +87,9 @@ def _when(answer: Answer) -> str:
     old, unknown = known.count(False), known.count(None)
     said = f"commit {asked.commit[:10]} of {asked.date} last changed the question in {file}"
     if old:
-        said += f"; {old} of the runs' {len(known)} commits did not have it yet"
+        said += f"; {old} of {len(known)} commits of the runs did not have it yet"
     if unknown:
-        said += f"; {unknown} of the runs' {len(known)} commits are not known here"
+        said += f"; {unknown} of {len(known)} commits of the runs are not known here"
     if not old and not unknown:
         said += "; it is part of every run's commit"
     return said

@@ -237,6 +237,11 @@ def cost(comparison: Comparison) -> list[str]:
         notes.append("Peak MiB on a CPU is the resident memory of the whole process.")
     if any(key.startswith("eval_") for run in counted for key in run.result):
         notes.append("Inference is that of the evaluations during training, with their loading.")
+    if any("flops_per_step" in run.result for run in counted):
+        notes.append(
+            "FLOPs are those of matrix products alone; what a mechanism does elementwise for each "
+            "pair does not count."
+        )
     return [*notes, MEMORY]
 
 
