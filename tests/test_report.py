@@ -3,6 +3,7 @@
 import copy
 import functools
 import html.parser
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from conftest import MODELS, ROOT, config
 
 from attnlab.report.archive import thinned
 from attnlab.report.collect import collect, pack
+from attnlab.report.compare import comparisons
 from attnlab.report.render import report
 from attnlab.report.summary import markdown
 from attnlab.run import run
@@ -303,6 +305,16 @@ def test_ablations_do_not_change_the_comparison_of_the_papers_arms(make, tmp_pat
     assert (original[effect], original["verdict"]) == ("+2.33 %", "see above")
     for label in ("neural_d2 (d_prime=4)", "neural_d2 (d_prime=16)"):
         assert row(text, label, section=ablation)["published effect"] == "—"
+
+
+def test_a_sweep_over_two_options_is_one_family(make, tmp_path):
+    make(100.0, "model=dot_product")
+    for options in itertools.product(("model.d_prime=2", "model.d_prime=4"), ("relu", "gelu")):
+        make(99.0, "model=neural_d2", options[0], f"model.activation={options[1]}")
+    plain, family = comparisons(collect(tmp_path / "runs"))
+    assert [arm.label for arm in plain.arms] == ["dot_product", "neural_d2"]
+    assert family.ablation == "activation, d_prime" and len(family.arms) == 5
+    assert len(family.judged) == 3  # whose intervals hold together
 
 
 def test_every_shipped_mechanism_has_its_row(make, tmp_path):

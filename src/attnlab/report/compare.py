@@ -117,7 +117,7 @@ class Comparison:
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     """All comparisons among readable runs; published scale first, then by data set and size.
 
-    Arms that change keys of the paper's arm of their name are an ablation of these keys and are
+    Arms that change keys of the shipped arm of their name are an ablation of these keys and are
     compared apart, so that they do not widen the intervals of the paper's arms.
     """
     groups: dict[str, list[Run]] = {}
@@ -199,9 +199,14 @@ def _baseline(arms: list[Arm]) -> Arm | None:
 
 def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
     """Arms to compare with each other, by what they are an ablation of; each ablation with the
-    baseline and the arms that it changes.
+    baseline and the arms that it changes. Ablations that share a key, as in a sweep over two
+    options, are one.
     """
     families: dict[str, list[Arm]] = {}
+    merged: list[set[str]] = []
+    for keys in (set(arm.ablation.split(", ")) for arm in arms if arm.ablation):
+        apart = [other for other in merged if not other & keys]
+        merged = [*apart, keys.union(*(other for other in merged if other & keys))]
     for arm in arms:
         if not arm.ablation:
             families.setdefault("", []).append(arm)
@@ -209,7 +214,8 @@ def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
         if arm.ablation:
             name = arm.own["model.name"]
             original = next(a for a in families[""] if a.own["model.name"] == name)
-            family = families.setdefault(arm.ablation, [])
+            keys = next(all_keys for all_keys in merged if arm.ablation.split(", ")[0] in all_keys)
+            family = families.setdefault(", ".join(sorted(keys)), [])
             for member in (_baseline(arms), original, arm):
                 if member and member not in family:
                     family.append(member)
