@@ -3,8 +3,12 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from attnlab.commands import match_time
 from attnlab.errors import BadInput
@@ -96,6 +100,14 @@ def test_summary_lists_finished_and_unfinished_runs(lm, shared, train):
     (shared / "other" / "config.yaml").write_text((lm / "config.yaml").read_text())
     code, out, _ = train(f"runs={shared}", script="scripts/summary.py")
     assert code == 0 and "| finished" in out and "| unfinished" in out
+
+
+def test_output_that_nobody_reads_any_more_is_no_error():
+    words = [sys.executable, ROOT / "scripts/summary.py", ROOT / "results/mini"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=900) == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize(
