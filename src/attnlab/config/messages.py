@@ -1,11 +1,11 @@
 """From a composed configuration to a `Config`, or to one clear line per problem."""
 
+import contextlib
 import difflib
 import json
 from collections.abc import Iterator
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from attnlab.config.mechanisms import MECHANISMS, PLAIN
@@ -95,8 +95,10 @@ def _typed(value: Any) -> Any:
     """A value as one types it: null, true, and '1' for a text that would else be a number."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    if isinstance(value, str) and not isinstance(yaml.safe_load(value or "''"), str):
-        return f"'{value}'"
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            float(value)
+            return f"'{value}'"
     return value
 
 
