@@ -69,9 +69,8 @@ def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
     python("tests/test_golden.py")
     written = (copy / "tests" / "golden.json").read_text().splitlines()
     new = [line for line in written if line not in values]
-    assert len(new) == 6 and all(
-        " cosine " in line for line in new
-    )  # three data sets, two protocols
+    assert len(new) == 6  # three data sets, two protocols
+    assert all(" cosine " in line for line in new)
     files = [f"tests/test_{name}.py" for name in ("attention", "models", "golden")]
     stdout = python(*["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-k", "cosine"], *files)
     # every test over VARIANTS or MODELS, among them 12 in three precisions

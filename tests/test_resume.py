@@ -38,6 +38,7 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
         halts.go_on(process)
         _, err = process.communicate(timeout=900)
         assert process.returncode == 128 + signum and "the same command continues" in err
+        assert f"{signum.name}: the run saves after this step or evaluation" in err
         assert checkpoint.load(newest(folder))["step"] >= rows - 1
         result = json.loads((folder / "result.json").read_text())
         assert result["status"] == "interrupted"

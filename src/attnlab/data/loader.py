@@ -170,12 +170,12 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
         num_workers=workers,
         pin_memory=pin,
         timeout=HANGS if workers else 0,
-        worker_init_fn=_apart,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else making the iterator draws a global random number
     )
 
 
-def _apart(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     """A signal to the run's process group is the run's own to heed; it ends its workers itself.
 
     An error reaches the run through the loader. What a worker's other threads would print, like a

@@ -17,7 +17,7 @@ from attnlab.runs.files import write_atomic
 
 NAME = "runs.jsonl"
 POINTS = 50  # of a curve: evaluations, and as many rows of training between them
-ABSOLUTE = re.compile(r"(?:(?<=^)|(?<==))/[^,]*")  # a path, alone or as the value of an override
+ABSOLUTE = re.compile(r"(^|=)(/[^,]*)")  # a path, alone or as the value of an override
 EVALUATED = ("val/", "test/", "attention/", "representation/", "gradient/")
 # Keys of result.json that say how fast a run was.
 SPEEDS = ("_per_s", "step_ms_median", "wall_s", "mfu")
@@ -70,7 +70,7 @@ def portable(value: Any) -> Any:
     if isinstance(value, list):
         return [portable(each) for each in value]
     if isinstance(value, str):
-        return ABSOLUTE.sub(lambda found: os.path.relpath(found[0]), value)
+        return ABSOLUTE.sub(lambda found: found[1] + os.path.relpath(found[2]), value)
     return value
 
 

@@ -29,7 +29,12 @@ class Job:
     @property
     def name(self) -> str:
         """The overrides in one line, without the experiment that they come from."""
-        return " ".join(o for o in self.overrides if not o.startswith(UNNAMED))
+        return " ".join(self.named)
+
+    @property
+    def named(self) -> list[str]:
+        """The overrides that can tell jobs apart."""
+        return [o for o in self.overrides if not o.startswith(UNNAMED)]
 
     @property
     def finished(self) -> bool:
@@ -98,7 +103,7 @@ def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> 
 def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
     """Print the table of a sweep's jobs and how each ended; returns the sweep's exit code."""
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    own = [" ".join(o for o in job.name.split(" ") if o not in shared) for job in jobs]
+    own = [" ".join(o for o in job.named if o not in shared) for job in jobs]
     wide = max(map(len, own))
     for end, job, name in zip(ends, jobs, own, strict=True):
         say(f"  {end:15}  {name:{wide}}  {job.score:22}  {job.path}")
