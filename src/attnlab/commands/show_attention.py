@@ -1,6 +1,7 @@
 """Attention maps of a run as a picture:
 
     attnlab show_attention run=<folder> text="The statement"     a language model
+    attnlab show_attention run=<folder> text="A dog runs."       a translation: cross-attention
     attnlab show_attention run=<folder> image=12                 a ViT, on a test image
     attnlab show_attention run=<folder> text=... other=<folder>  two runs, side by side
 

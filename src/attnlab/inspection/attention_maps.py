@@ -1,10 +1,11 @@
 """Attention maps of a trained model: every layer and head, for a text or a test image.
 
-Shapes: L layers, H heads, N tokens (of an image: the class token, then its patches), S pixels.
+Shapes: L layers, H heads, N tokens (of an image: the class token, then its patches) that attend to
+M (the same ones, or those of a translation's source), S pixels.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,17 @@ from torch import Tensor, nn
 
 from attnlab.config.schema import Config
 from attnlab.data.loader import build_data
+from attnlab.data.pairs import Pairs
+from attnlab.data.translation import BOS, EOS, detokenize
 from attnlab.errors import BadInput
 from attnlab.inspection.generate import language_model
+from attnlab.inspection.translate import encoded, translator
 from attnlab.runs.files import slug, write_atomic
 from attnlab.runtime.device import choose_device
 from attnlab.training import checkpoint
 from attnlab.training.model import build
 from attnlab.training.resume import same_data
+from attnlab.training.translate import translate
 
 LONGEST = 200  # characters of a text in a message or a caption
 LONGEST_NAME = 60  # and in a file name
@@ -30,8 +35,9 @@ Found = tuple[Path, Config]  # a run folder and its configuration
 class View:
     """The attention maps of one run, for one text or image.
 
-    weights: (L, H, N, N) for the L `layers`; rows are queries, columns keys. subject: what was
-    looked at, in words. tokens: those of a text. image: (S, S, 3) from 0 to 1; None for a text.
+    weights: (L, H, N, M) for the L `layers`; rows are queries, columns keys. subject: what was
+    looked at, in words. tokens: those of a text, or, with `source` as its keys, those of its
+    translation. image: (S, S, 3) from 0 to 1; None for a text.
     """
 
     cfg: Config
@@ -40,6 +46,7 @@ class View:
     subject: str
     tokens: list[str]
     image: Tensor | None = None
+    source: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -49,6 +56,8 @@ class View:
     def mechanism(self, layer: int) -> str:
         """That of one layer: only some may have the model's own."""
         own = layer in self.cfg.model.applies(self.cfg.arch.layers)
+        if self.source:
+            own = own and "cross" in self.cfg.arch.attentions
         return self.cfg.model.mechanism if own else "dot_product"
 
 
@@ -65,9 +74,8 @@ def views(runs: list[Found], text: str | None, image: int | None, layers: str) -
     for path, cfg in runs:
         _check_kind(path, cfg, text)
     chosen = [_layers(layers, *found) for found in runs]
-    if text is not None:
-        return [_text_view(*found, text, c) for found, c in zip(runs, chosen, strict=True)]
-    return [_image_view(*found, image, c) for found, c in zip(runs, chosen, strict=True)]
+    view, what = VIEWS[runs[0][1].data.kind], image if text is None else text
+    return [view(*found, what, c) for found, c in zip(runs, chosen, strict=True)]
 
 
 def file_name(text: str | None, image: int | None, others: list[Config]) -> str:
@@ -77,8 +85,8 @@ def file_name(text: str | None, image: int | None, others: list[Config]) -> str:
 
 
 def save(found: list[View], file: Path) -> None:
-    """The maps as arrays in an .npz file: weights (L, H, N, N), layers (L) and, of a text, tokens
-    (N); of a second run with `other_` in front.
+    """The maps as arrays in an .npz file: weights (L, H, N, M), layers (L) and, of a text, tokens
+    (N), of a translation also source (M); of a second run with `other_` in front.
     """
     arrays = {}
     for prefix, view in zip(("", "other_"), found, strict=False):
@@ -86,6 +94,8 @@ def save(found: list[View], file: Path) -> None:
         arrays[f"{prefix}layers"] = np.array(view.layers)
         if view.tokens:
             arrays[f"{prefix}tokens"] = np.array(view.tokens)
+        if view.source:
+            arrays[f"{prefix}source"] = np.array(view.source)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     try:
@@ -112,15 +122,15 @@ def _check_alike(first: Found, second: Found) -> None:
 def _check_kind(path: Path, cfg: Config, text: str | None) -> None:
     """Errors: `BadInput` if a run reads neither texts nor images, or not what is given."""
     kind = cfg.data.kind
-    readable = kind == "image" or (kind == "text" and (path / "tokenizer.json").is_file())
-    if not readable:
+    reads_text = kind in ("text", "translation") and (path / "tokenizer.json").is_file()
+    if kind != "image" and not reads_text:
         raise BadInput(
             f"{path}: data={cfg.data.name} is neither images nor text with a tokenizer.json; "
             "nothing else can be shown"
         )
     if kind == "image" and text is not None:
         raise BadInput(f"text={_short(text)}: {path} reads images; give image=<number>")
-    if kind == "text" and text is None:
+    if reads_text and text is None:
         raise BadInput(f'image=: {path} reads text; give text="..."')
 
 
@@ -146,8 +156,24 @@ def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
             f"text={_short(text)}: is {len(ids)} tokens; must be from 1 to "
             f"data.sequence_length={most} of {path}"
         )
-    weights = maps(model, torch.tensor(ids, device=device)[None], layers)
+    mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
+    weights = maps(model, torch.tensor(ids, device=device)[None], mechanisms)
     return View(cfg, layers, weights, f'"{_short(text)}"', [_label(tokenizer, i) for i in ids])
+
+
+def _translation_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
+    """Cross-attention, while the run's own translation of the text is written."""
+    device = choose_device(cfg.runtime, cfg.trainer.precision)
+    tokenizer, model = translator(cfg, path, device)
+    source = torch.tensor(encoded(cfg, tokenizer, text), device=device)[None]
+    (ids,) = translate(model, Pairs(source, source[:, :0]), cfg.data)
+    target = torch.tensor([[BOS, *ids]], device=device)
+    mechanisms = [model.decoder[layer].cross.mechanism for layer in layers]
+    weights = maps(model, Pairs(source, target), mechanisms)
+    written = [_label(tokenizer, i) for i in (*ids, EOS)]
+    read = [_label(tokenizer, i) for i in source[0].tolist()]
+    said = f'"{_short(text)}", translated as "{_short(detokenize(tokenizer, ids))}"'
+    return View(cfg, layers, weights, said, written, source=read)
 
 
 def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
@@ -165,15 +191,17 @@ def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
     model = build(cfg, data).to(device).eval()
     checkpoint.fill(model, best, path)
     pixels, label = images.__getitems__([(0, index)])
-    weights = maps(model, pixels.to(device), layers)
+    mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
+    weights = maps(model, pixels.to(device), mechanisms)
     name = f", {data.names[label]}" if data.names else ""
     subject = f"test image {index} of {cfg.data.name} (class {int(label)}{name})"
     return View(cfg, layers, weights, subject, [], (pixels[0].permute(1, 2, 0) + 1) / 2)
 
 
 @torch.no_grad()
-def maps(model: nn.Module, inputs: Tensor, layers: list[int]) -> Tensor:
-    """(L, H, N, N) on the CPU: the matrices by which `layers`, in ascending order, mix values.
+def maps(model: nn.Module, inputs: Tensor | Pairs, mechanisms: list[nn.Module]) -> Tensor:
+    """(L, H, N, M) on the CPU: the matrices by which L mechanisms, in the order in which the model
+    calls them, mix values.
 
     inputs: a batch of one, as the model takes it.
     """
@@ -183,7 +211,6 @@ def maps(model: nn.Module, inputs: Tensor, layers: list[int]) -> Tensor:
         q, k, _ = args
         found.append(mechanism.mixing(q, k, **kwargs)[0].cpu())
 
-    mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
     hooks = [m.register_forward_pre_hook(collect, with_kwargs=True) for m in mechanisms]
     try:
         model(inputs)
@@ -191,6 +218,9 @@ def maps(model: nn.Module, inputs: Tensor, layers: list[int]) -> Tensor:
         for hook in hooks:
             hook.remove()
     return torch.stack(found)
+
+
+VIEWS = {"text": _text_view, "translation": _translation_view, "image": _image_view}
 
 
 def _label(tokenizer, token: int) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config.schema import Config
-from attnlab.data.tokenizer import load_tokenizer
+from attnlab.data.tokenizer import load_tokenizer, vocabulary
 from attnlab.errors import BadInput
 from attnlab.models.transformer import Transformer, build_model
 from attnlab.training import checkpoint
@@ -85,7 +85,7 @@ def language_model(cfg: Config, folder: Path, device: torch.device):
     best = checkpoint.load_best(folder / "checkpoints")
     file = folder / "tokenizer.json"
     tokenizer = load_tokenizer(file, str(file))
-    vocab = tokenizer.get_vocab_size()
+    vocab = vocabulary(tokenizer)
     model = build_model(
         cfg.arch,
         cfg.model,

@@ -33,21 +33,35 @@ def translations(
         raise BadInput(f"beam_width={beam_width}: must be at least 1")
     if not length_penalty >= 0:
         raise BadInput(f"length_penalty={length_penalty}: must be at least 0")
-    best = checkpoint.load_best(folder / "checkpoints")
-    tokenizer = load_tokenizer(folder / "tokenizer.json", str(folder / "tokenizer.json"))
-    vocab, most = tokenizer.get_vocab_size(), cfg.data.sequence_length
-    rows = [np.array([*tokenizer.encode(" ".join(text.split())).ids, EOS]) for text in texts]
-    for text, row in zip(texts, rows, strict=True):
-        if not 1 < len(row) <= most:
-            raise BadInput(
-                f"text={text!r}: must have 1 to {most - 1} tokens; it has {len(row) - 1}"
-            )
-    sizes = {"inputs": vocab, "outputs": vocab, "tokens": most}
-    model = build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
-    checkpoint.fill(model, best, folder)
-    source = padded(rows, PAD)
+    tokenizer, model = translator(cfg, folder, device)
+    source = padded([encoded(cfg, tokenizer, text) for text in texts], PAD)
     pairs = Pairs(source, source[:, :0]).to(device)  # there is no target yet
     search = {"beam_width": beam_width, "length_penalty": length_penalty}
     options = cfg.data.model_copy(update=search)
-    found = translate.translate(model.to(device).eval(), pairs, options)
+    found = translate.translate(model, pairs, options)
     return [detokenize(tokenizer, ids) for ids in found]
+
+
+def translator(cfg: Config, folder: Path, device: torch.device):
+    """The tokenizer and the trained model, in evaluation mode, of the translation run in `folder`.
+
+    Errors: `BadInput` if its best checkpoint or its tokenizer is missing or damaged.
+    """
+    best = checkpoint.load_best(folder / "checkpoints")
+    tokenizer = load_tokenizer(folder / "tokenizer.json", str(folder / "tokenizer.json"))
+    vocab = tokenizer.get_vocab_size()
+    sizes = {"inputs": vocab, "outputs": vocab, "tokens": cfg.data.sequence_length}
+    model = build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
+    checkpoint.fill(model, best, folder)
+    return tokenizer, model.to(device).eval()
+
+
+def encoded(cfg: Config, tokenizer, text: str) -> np.ndarray:
+    """Its token ids, as the encoder reads them. Errors: `BadInput` if it is empty or too long."""
+    ids = np.array([*tokenizer.encode(" ".join(text.split())).ids, EOS])
+    if not 1 < len(ids) <= cfg.data.sequence_length:
+        raise BadInput(
+            f"text={text!r}: must have 1 to {cfg.data.sequence_length - 1} tokens; it has "
+            f"{len(ids) - 1}"
+        )
+    return ids

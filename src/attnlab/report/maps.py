@@ -92,11 +92,13 @@ def plot(views: list[View]) -> Figure:
     first = views[0]
     tables = [_rows(view) for view in views]
     keys = sorted({key for table in tables for key in table})
-    labels = first.tokens if len(first.tokens) <= MOST_LABELS else []
-    length = LETTER * max(map(len, labels), default=4)
+    rows, columns = first.tokens, first.source or first.tokens
+    most = max(len(rows), len(columns))
+    labels = (rows, columns) if most <= MOST_LABELS else ([], [])
+    length = LETTER * max(map(len, (*labels[0], *labels[1])), default=4)
     image = first.image is not None
     layout = Layout(
-        side=1.0 if image else max(1.3, PITCH * len(labels)) if labels else 2.2,
+        side=1.0 if image else max(1.3, PITCH * most) if labels[0] else 2.2,
         left=0.6 if image else 0.5 + length,
         below=0.0 if image else length + 0.1,
         above=[GAP if part else TITLE for _, part in keys],
@@ -124,7 +126,7 @@ def plot(views: list[View]) -> Figure:
                 if head == 0:
                     axis.set_ylabel(row.label, fontsize=8)
                     if run == 0 and not image:
-                        _ticks(axis, labels, len(values))
+                        _ticks(axis, labels, values.shape)
         box = (layout.x(len(views), 0) - RUN_GAP, layout.y(place), 0.1, layout.side)
         _bar(_axes(figure, *box), colours, OVERLAY if image else None)
     return figure
@@ -137,8 +139,9 @@ def _rows(view: View) -> dict[tuple[int, int], PanelRow]:
         name = f"layer {layer}\n{view.mechanism(layer)}"
         heads = [f"head {head}" for head in range(len(weights))]
         if view.image is None:
-            visible = np.tri(weights.shape[-1], dtype=bool)
-            rows[layer, 0] = PanelRow(name, np.where(visible, weights, np.nan), heads)
+            if not view.source:
+                weights = np.where(np.tri(weights.shape[-1], dtype=bool), weights, np.nan)
+            rows[layer, 0] = PanelRow(name, weights, heads)
             continue
         side = view.cfg.data.image_size // view.cfg.arch.patch_size
         own = [f"{head}, self {w:.3f}" for head, w in zip(heads, weights[:, 0, 0], strict=True)]
@@ -180,21 +183,22 @@ def _panel(axis, values: np.ndarray, image, colours: ScalarMappable) -> None:
     else:
         axis.imshow(image.mean(-1).numpy(), cmap="gray", vmin=-2, vmax=1, extent=extent)  # pale
         alpha = OVERLAY
-    axis.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, alpha=alpha)
+    style = {"alpha": alpha, "aspect": "auto"}  # fills its square, whatever its numbers of tokens
+    axis.imshow(values, cmap=colours.cmap, norm=colours.norm, extent=extent, **style)
     axis.set(xticks=[], yticks=[])
 
 
-def _ticks(axis, labels: list[str], count: int) -> None:
-    """The tokens themselves, or a few of their numbers."""
-    if labels:
-        axis.set_xticks(range(count), labels, rotation=90)
-        axis.set_yticks(range(count), labels)
+def _ticks(axis, labels: tuple[list[str], list[str]], shape: tuple[int, int]) -> None:
+    """Of rows and columns the tokens themselves, or a few of their numbers."""
+    rows, columns = labels
+    if rows:
+        axis.set_xticks(range(len(columns)), columns, rotation=90)
+        axis.set_yticks(range(len(rows)), rows)
         for text in (*axis.get_xticklabels(), *axis.get_yticklabels()):
             text.set(fontsize=6, parse_math=False)
     else:
-        marks = sorted({0, count // 2, count - 1})
-        axis.set_xticks(marks)
-        axis.set_yticks(marks)
+        for ticks, count in zip((axis.set_yticks, axis.set_xticks), shape, strict=True):
+            ticks(sorted({0, count // 2, count - 1}))
     axis.tick_params(labelsize=6, length=2, pad=1)
 
 
@@ -219,6 +223,11 @@ def _header(view: View, width: float) -> list[str]:
     """What is shown and how to read it, in lines that fit."""
     if view.image is None:
         notes = "Rows are queries, columns the keys they attend to; grey: not seen."
+        if view.source:
+            notes = (
+                "Cross-attention: rows are the tokens of the translation as they are written, "
+                "columns those of the text."
+            )
     else:
         width -= PICTURE
         notes = (
