@@ -12,6 +12,9 @@ import torch
 from conftest import ROOT, SIZES, config, prepared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from attnlab.data.images import build_images
 from attnlab.data.loader import Order, eval_loader, train_loader
@@ -189,6 +192,16 @@ def test_local_tokenizer_file(text_rows, cache, tmp_path):
     shutil.copy(trained.tokenizer_file, tmp_path / "tokenizer.json")
     again = wikitext(text_rows, tmp_path, f"data.tokenizer={tmp_path}/tokenizer.json")
     assert np.array_equal(again.tokens["train"], trained.tokens["train"])
+
+
+def test_ids_of_a_tokenizer_may_have_gaps(text_rows, tmp_path):
+    vocabulary = {"[UNK]": 0, "[SEP]": 70_000}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens(["[SEP]"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    data = wikitext(text_rows, tmp_path, f"data.tokenizer={tmp_path}/tokenizer.json")
+    assert data.vocab == 70_001 and data.tokens["train"].max() == 70_000
 
 
 def test_two_processes_prepare_the_same_data_at_once(text_rows, tmp_path):

@@ -131,11 +131,13 @@ def test_a_folder_moved_elsewhere_continues(cache, tmp_path):
 def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
     cfg = interrupted(cache, tmp_path)
     env = json.loads((tmp_path / "env.json").read_text())
-    (tmp_path / "env.json").write_text(json.dumps(env | {"torch": "1.0"}))
+    other = {"torch": "1.0", "compile": True}
+    (tmp_path / "env.json").write_text(json.dumps(env | other))
     run(cfg, tmp_path)
     assert "began with torch 1.0, goes on with" in caplog.text
+    assert "began with compile True, goes on with False" in caplog.text
     now = json.loads((tmp_path / "env.json").read_text())
-    assert now.pop("before") == [env | {"torch": "1.0"}] and now["torch"] == env["torch"]
+    assert now.pop("before") == [env | other] and now["torch"] == env["torch"]
     caplog.clear()
     (tmp_path / "result.json").unlink()
     run(cfg, tmp_path)

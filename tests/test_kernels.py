@@ -94,13 +94,14 @@ def problems(draw):
         "hidden": draw(st.lists(st.integers(1, 19), min_size=1, max_size=2)),
         "activation": draw(st.sampled_from(sorted(ACTIVATIONS))),
         "causal": causal,
-        "layout": draw(st.sampled_from(["plain", "of a block", "expanded"])),
+        "layout": draw(st.sampled_from(["plain", "of a block", "heads last", "expanded"])),
         "loudness": draw(st.sampled_from([1.0, 30.0])),
         "seed": draw(st.integers(0, 2**31)),
     }
 
 
 PAPER = {"batch": 1, "heads": 2, "per_head": False, "layout": "of a block", "loudness": 1.0}
+HEADS_LAST = {"layout": "heads last", "batch": 2, "heads": 4}
 RELU = {"activation": "relu", "seed": 0, **PAPER}
 
 
@@ -114,6 +115,7 @@ RELU = {"activation": "relu", "seed": 0, **PAPER}
 @example({"n": 65, "m": 65, "d": 64, "p": 64, "hidden": [64, 32], "causal": True, **RELU})
 @example({"n": 63, "m": 200, "d": 128, "p": 16, "hidden": [16, 8], "causal": True, **RELU})
 @example({"n": 1, "m": 500, "d": 64, "p": 2, "hidden": [4], "causal": True, **RELU})
+@example({"n": 9, "m": 9, "d": 20, "p": 2, "hidden": [4], "causal": False, **RELU, **HEADS_LAST})
 def test_equals_the_float64_reference(built, backend, problem):
     torch.manual_seed(problem["seed"])
     batch, heads, d, p = (problem[key] for key in ("batch", "heads", "d", "p"))
@@ -121,6 +123,8 @@ def test_equals_the_float64_reference(built, backend, problem):
     def tensor(tokens, width):
         if problem["layout"] == "of a block":
             return torch.randn(batch, tokens, heads, width).transpose(1, 2)
+        if problem["layout"] == "heads last":  # as einops splits "b n (d h)": channels_last
+            return torch.randn(batch, tokens, width, heads).permute(0, 3, 1, 2)
         if problem["layout"] == "expanded":
             return torch.randn(1, 1, tokens, width).expand(batch, heads, -1, -1)
         return torch.randn(batch, heads, tokens, width)
@@ -197,7 +201,8 @@ def test_same_bits_twice_and_for_any_number_of_threads(backend, hidden):
 @pytest.mark.parametrize("hidden", [[3], [3, 2]])
 def test_registered_as_torch_wants_operators(backend, hidden):
     net = network(2, 4, hidden, "relu")
-    q, k, v = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 24)
+    q, k = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+    v = torch.randn(1, 6, 3, 2, 24)[:, :, 2].transpose(1, 2)  # strided, as a block splits it
     tables = [None if x is None else x.detach().requires_grad_() for x in net.tables(q, k, 1.0)]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     arguments = (*tables, v.requires_grad_(), "relu", True, backend)

@@ -188,6 +188,7 @@ def test_utilization_is_the_rate_by_the_peak_of_a_known_card(cache):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_model_trains_the_same(cache, tmp_path):
+    """Without dropout, whose masks inductor draws by a generator of its own."""
     short = ["data=digits", "arch.layers=1", "trainer.max_steps=2"]
     _, plain = trained(cache, tmp_path / "a", *short)
     _, compiled = trained(cache, tmp_path / "b", *short, "runtime.compile=true")

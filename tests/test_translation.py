@@ -22,11 +22,13 @@ from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.symbols import UNSCORED
 from attnlab.data.translation import BOS, EOS, Groups, Sentences, detokenize, train_bpe
 from attnlab.errors import BadInput
-from attnlab.inspection.translate import translations
+from attnlab.inspection.attention_maps import views
+from attnlab.inspection.translate import encoded, translations, translator
 from attnlab.models.attention.dot import DotProductAttention
 from attnlab.models.beam import beam_search
 from attnlab.models.seq2seq import CrossAttention
 from attnlab.models.transformer import build_model
+from attnlab.report.maps import plot
 from attnlab.report.render import report
 from attnlab.run import run
 from attnlab.runs.tracking import Mirror
@@ -129,6 +131,25 @@ def test_the_mechanism_stands_where_it_is_told_and_all_else_starts_the_same():
             assert plain == {place not in places}
         state = model.state_dict()
         assert all(torch.equal(state[key], value) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_parameter_gets_a_gradient(name):
+    """DistributedDataParallel waits for one of each; uniform attention reads no queries."""
+    model = seq2seq(name)
+    model(Pairs(*torch.randint(3, 20, (2, 2, 7)))).sum().backward()
+    assert [key for key, value in model.named_parameters() if value.grad is None] == []
+
+
+@pytest.mark.parametrize("places", [["encoder", "decoder", "cross"], ["cross"]], ids=len)
+def test_a_wide_arm_has_units_for_every_attention_of_dagpam(places):
+    counts = []
+    for name in ("dagpam", "dot_product_wide_dagpam", "dot_product"):
+        cfg = config(*BODY, f"model={name}", f"arch.attentions=[{','.join(places)}]")
+        model = build_model(cfg.arch, cfg.model, 0, inputs=20, outputs=20, tokens=16)
+        counts.append(sum(p.numel() for p in model.parameters()))
+    dagpam, wide, dot = counts
+    assert dagpam - dot <= wide - dot < 2 * (dagpam - dot)
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), min_size=1, max_size=60)
@@ -400,6 +421,35 @@ def test_the_command_line_translates_as_the_run_did(whole, capsys):
 
 
 SHORT, LONG = {"en": "a", "de": "b"}, {"en": "a", "de": "a b c d e"}
+
+
+@torch.no_grad()
+def test_cross_attention_of_a_translation_is_shown(whole, tmp_path, monkeypatch):
+    """Row t is what the decoder looks at while it writes token t of its own translation."""
+    cfg, text = load(whole), "w1 w22 w3"
+    (view,) = views([(whole, cfg)], text, None, "all")
+    tokenizer, model = translator(cfg, whole, torch.device("cpu"))
+    source = torch.tensor(encoded(cfg, tokenizer, text))[None]
+    (said,) = translations(cfg, whole, [text], cfg.data.beam_width, cfg.data.length_penalty, "cpu")
+    assert f'translated as "{said}"' in view.subject
+    target = Pairs(source, torch.tensor([[BOS, *tokenizer.encode(said).ids]]))
+    heads, rows, columns = cfg.arch.heads, len(view.tokens), len(view.source)
+    assert view.weights.shape == (cfg.arch.layers, heads, rows, columns)
+    torch.testing.assert_close(view.weights.sum(-1), torch.ones(cfg.arch.layers, heads, rows))
+    assert columns == source.shape[1] and "w22" in "".join(view.source)
+    block, entered = model.decoder[-1], []  # of the dot product
+    block.cross.register_forward_pre_hook(lambda module, args: entered.append(args[:2]))
+    model(target)
+    x, k = entered[0]
+    q = block.cross.q(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+    expected = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)[0]
+    torch.testing.assert_close(view.weights[-1], expected)
+    panels = [axis for axis in plot([view]).axes if axis.images]
+    assert len(panels) == cfg.arch.layers * heads
+    assert [label.get_text() for label in panels[0].get_xticklabels()] == view.source
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == view.tokens
+
+
 REFUSED = [
     ([{"en": "a", "de": ""}], [SHORT], "split train has no sentence pair that is not empty"),
     ([SHORT], [SHORT, {"en": "a", "de": " "}], "split validation, row 1 has an empty sentence"),

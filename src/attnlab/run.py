@@ -102,7 +102,8 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         folder.write_config()
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
-    env = with_history(environment(device), folder.path) if state else environment(device)
+    env = environment(device, cfg.runtime)
+    env = with_history(env, folder.path) if state else env
     threads = f", {env['threads']} threads" * (device.type == "cpu")
     reason = chosen_because(cfg.runtime, device)
     log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)

@@ -119,6 +119,9 @@ def contender(shape: Shape, case: str, backend: str, device: torch.device, large
     if backend == FLEX and (device.type != "cuda" or len(hidden) > 1):
         return None  # on CPU it has no gradients
     module = mechanism(d_prime, hidden, backend, shape).to(device)
+    if backend == FLEX:  # every case is compiled anew; beyond a limit torch would run unfused code
+        torch._dynamo.reset()
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     if backend in BACKENDS:
         heads = torch.zeros(1, shape.heads, 1, shape.d, dtype=shape.dtype, device=device)
         tables = module.score_network.tables(heads, heads, 1.0, module.project)

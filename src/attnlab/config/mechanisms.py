@@ -121,7 +121,17 @@ class QKNorm(Mechanism):
         return {"qk_norm": "rms_gain" if self.gain else "rms"}
 
 
-class Neural(Mechanism):
+class Fused(Mechanism):
+    """What has kernels of its own (its key `backend`), which no bias of positions can enter."""
+
+    @property
+    def without_bias(self) -> str | None:
+        """See `Mechanism`."""
+        fused = self.backend not in ("auto", "eager")
+        return f"model.backend={self.backend}: {FUSED}" if fused else None
+
+
+class Neural(Fused):
     mechanism: Literal["neural"]
     neural_layers: Layers
     d_prime: PositiveInt | None
@@ -133,12 +143,6 @@ class Neural(Mechanism):
     backend: Backend
     layers_key: ClassVar[str] = "neural_layers"
     implementation: ClassVar[str] = "neural.NeuralAttention"
-
-    @property
-    def without_bias(self) -> str | None:
-        """See `Mechanism`."""
-        fused = self.backend not in ("auto", "eager")
-        return f"model.backend={self.backend}: {FUSED}" if fused else None
 
     def contradictions_with(self, arch) -> Iterator[str]:
         """See `Mechanism`."""
@@ -159,19 +163,13 @@ class Neural(Mechanism):
         return super().defaults(arch, protocol) | {"hidden": hidden}
 
 
-class Additive(Mechanism):
+class Additive(Fused):
     mechanism: Literal["additive"]
     layers: Layers
     hidden: PositiveInt | None
     per_head: bool
     backend: Backend
     implementation: ClassVar[str] = "additive.AdditiveAttention"
-
-    @property
-    def without_bias(self) -> str | None:
-        """See `Mechanism`."""
-        fused = self.backend not in ("auto", "eager")
-        return f"model.backend={self.backend}: {FUSED}" if fused else None
 
     def defaults(self, arch, protocol: str) -> dict[str, Any]:
         """See `Mechanism`."""

@@ -24,7 +24,7 @@ from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.splits import HOLD_OUT, STRETCHES, cut
-from attnlab.data.tokenizer import choose_tokenizer
+from attnlab.data.tokenizer import choose_tokenizer, vocabulary
 from attnlab.errors import BadInput
 
 # What is in memory at a time, however large the text is: rows that are read, characters that are
@@ -199,7 +199,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
     known = (
         tokenizer.token_to_id("[SEP]") is not None and tokenizer.token_to_id("[UNK]") is not None
     )
-    vocab = tokenizer.get_vocab_size()
+    vocab = vocabulary(tokenizer)
     dtype = np.uint16 if vocab <= 2**16 else np.int32
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
     np.save(folder / "vocab.npy", np.array(vocab))

@@ -54,6 +54,11 @@ def load_tokenizer(file: Path, name: str):
         raise BadInput(f"{name}: not a tokenizer.json: {error}") from None
 
 
+def vocabulary(tokenizer) -> int:
+    """How many embeddings its ids need: the largest is one less. Ids may have gaps."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
 def with_decoder(tokenizer):
     """The tokenizer; a WordPiece without a decoder of its own gets one that joins its pieces."""
     from tokenizers import decoders, models

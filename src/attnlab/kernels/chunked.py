@@ -37,10 +37,10 @@ def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
 def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal):
     """See `ops`."""
     act, back = ACTIVATIONS[activation], BACK[activation]
-    da, dc, dv, d_out = map(torch.zeros_like, (a, c, v, out_weight))
+    da, dc, dv, d_out = (x.new_zeros(x.shape) for x in (a, c, v, out_weight))  # contiguous
     d_mid = d_bias = None
     if mid_weight is not None:
-        d_mid, d_bias = torch.zeros_like(mid_weight), torch.zeros_like(mid_bias)
+        d_mid, d_bias = (x.new_zeros(x.shape) for x in (mid_weight, mid_bias))
     delta = (grad_out * out).sum(-1, keepdim=True, dtype=a.dtype)
     for rows, keys in _chunks(a, c, causal):
         first, *second = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)

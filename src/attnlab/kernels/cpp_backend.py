@@ -9,8 +9,10 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -144,9 +146,15 @@ def _command(activation: str) -> list[str]:
     ]
 
 
+LONGEST_BUILD = 3600  # seconds
+
+
 def _build(command: list[str], library: Path) -> None:
     """Compile beside the final place and move there in one step."""
     source = next(p for p in SOURCES if p.suffix == ".cpp")
+    for left in library.parent.glob("building-*"):  # by a build that was killed
+        if time.time() - left.stat().st_mtime > LONGEST_BUILD:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as temporary:
         built = Path(temporary) / library.name
         log.info(f"compiling C++ attention kernels (once, about 20 s): {library}")

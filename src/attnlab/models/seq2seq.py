@@ -112,16 +112,23 @@ class Seq2Seq(nn.Module):
                 return build_mechanism(arch, model, layer)
             return build_attention(DOT_PRODUCT, arch)
 
-        layers, extra = range(arch.layers), model.ffn_extra_units
+        def extra(layer: int, *places: str) -> int:
+            return model.ffn_extra_units(layer) * sum(place in arch.attentions for place in places)
+
+        layers = range(arch.layers)
         self.embedding = EMBEDDING[arch.embedding_init](inputs, arch.width)
         self.encoder_positions, self.decoder_positions = (
             Positions(arch, tokens) for _ in range(2)
         )
         self.encoder = nn.ModuleList(
-            Block(arch, mechanism("encoder", i), False, tokens, extra(i)) for i in layers
+            Block(arch, mechanism("encoder", i), False, tokens, extra(i, "encoder"))
+            for i in layers
         )
         self.decoder = nn.ModuleList(
-            DecoderBlock(arch, mechanism("decoder", i), mechanism("cross", i), tokens, extra(i))
+            DecoderBlock(
+                *(arch, mechanism("decoder", i), mechanism("cross", i), tokens),
+                extra(i, "decoder", "cross"),
+            )
             for i in layers
         )
         # a post-LN block ends with a norm of its own

@@ -13,23 +13,26 @@ from typing import Any
 
 from attnlab import __version__
 from attnlab.config.compose import CHECKOUT, PACKAGE
-from attnlab.config.schema import CODE_VERSION
+from attnlab.config.schema import CODE_VERSION, Runtime
 
 # What computes a run's numbers, in the package.
-COMPUTES = ("functional.py", "data/*.py", "kernels/**/*.*", "models/**/*.py", "training/*.py")
+COMPUTES = (
+    *("functional.py", "run.py", "runtime/seeding.py", "runtime/distributed.py"),
+    *("data/*.py", "kernels/**/*.*", "models/**/*.py", "training/*.py"),
+)
 
 
-def environment(device) -> dict[str, Any]:
+def environment(device, runtime: Runtime) -> dict[str, Any]:
     """The content of env.json: code, versions, machine and command."""
     import numpy
     import torch
 
-    commit = git("rev-parse", "HEAD")
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": sys.argv,
         "git_commit": commit,
-        "git_dirty": bool(git("status", "--porcelain")) if commit else None,
+        "git_dirty": None if changes is None else bool(changes),
         "attnlab": __version__,
         "code_version": CODE_VERSION,
         "source": source(),
@@ -40,6 +43,7 @@ def environment(device) -> dict[str, Any]:
         "device": device.type,
         "device_name": name,
         "threads": torch.get_num_threads(),
+        "compile": runtime.compile,
         "host": socket.gethostname(),
     }
 

@@ -56,9 +56,10 @@ def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -
         if check:
             check(part)
         os.replace(part, path)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        error.filename = str(path)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -41,6 +41,11 @@ def choose_device(runtime: Runtime, precision: str = "fp32") -> torch.device:
     else:
         keep_freed_memory()
     if name == "cuda" and (number := local_rank()) is not None:  # one device each
+        if number >= torch.cuda.device_count():
+            raise BadInput(
+                f"torchrun: process {number + 1} on this machine, which has "
+                f"{torch.cuda.device_count()} GPUs; --nproc-per-node must be at most that"
+            )
         torch.cuda.set_device(number)
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)

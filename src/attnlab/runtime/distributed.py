@@ -7,6 +7,7 @@ here do nothing.
 """
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Iterator
 from datetime import timedelta
@@ -147,7 +148,10 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     # Buffers are constants (positions), equal in every process, so they need not be sent.
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    newer, older = "forward_sync_buffers", "broadcast_buffers"  # deprecated in torch 2.14
+    name = newer if newer in inspect.signature(ddp).parameters else older
+    return ddp(model, **{name: False})
 
 
 def accumulate_gradients(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:

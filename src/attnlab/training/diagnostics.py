@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.data.symbols import UNSCORED
-from attnlab.functional import causal_mask, masked_softmax
+from attnlab.functional import masked_softmax
 from attnlab.models.attention.base import SoftmaxAttention
 from attnlab.models.attention.neural import NeuralAttention
 
@@ -93,7 +93,8 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     """Share of rows with a constant score in every Neural Attention layer:
     attention/<layer>/dead_scorer.
 
-    inputs: a batch as the model takes it. A row is one query of one head; its score is constant
+    inputs: a batch as the model takes it; of its first 4 sequences up to 64 queries each, in all
+    heads. A row is one query of one head; its score is constant
     if it differs by at most 1e-6 (relative to its size, at least 1) over the keys it sees. Such
     a row attends uniformly; when all rows do because the last hidden units are ReLUs that never
     fire, the score network has no gradient and stays dead.
@@ -109,8 +110,18 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
 def _dead(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     if not isinstance(attention.mechanism, NeuralAttention):
         return {}
-    unscaled = attention.mechanism.scores(q, k) / attention.mechanism.scale
-    return {"dead_scorer": _constant_rows(unscaled, attention.causal)}
+    rows, last, visible = _sampled(q.shape[-2], k.shape[-2], attention.causal, q.device)
+    scores = attention.mechanism.scores(q[..., rows, :], k) / attention.mechanism.scale
+    return {"dead_scorer": _constant(scores.float(), visible)[..., last > 0]}
+
+
+def _sampled(n: int, m: int, causal: bool, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to 64 of n queries, evenly spread; for each the last of m keys that it sees, and for each
+    key whether it does.
+    """
+    rows = torch.linspace(0, n - 1, min(n, QUERIES), device=device).round().long()
+    last = rows + m - n if causal else torch.full_like(rows, m - 1)
+    return rows, last, torch.arange(m, device=device) <= last.unsqueeze(-1)
 
 
 @torch.no_grad()
@@ -138,9 +149,7 @@ def _saturation(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     mechanism, n, m = attention.mechanism, q.shape[-2], k.shape[-2]
     if mechanism.fixed:
         return {}
-    rows = torch.linspace(0, n - 1, min(n, QUERIES), device=q.device).round().long()
-    last = rows + m - n if attention.causal else torch.full_like(rows, m - 1)
-    visible = torch.arange(m, device=q.device) <= last.unsqueeze(-1)
+    rows, last, visible = _sampled(n, m, attention.causal, q.device)
     found, q = {}, q[..., rows, :]
     bias = attention.bias(n, m)
     bias = {} if bias is None else {"bias": bias[..., rows, :]}
@@ -160,16 +169,12 @@ def _saturation(attention: nn.Module, q: Tensor, k: Tensor) -> Measured:
     return found
 
 
-def _constant_rows(scores: Tensor, causal: bool) -> Tensor:
-    """One boolean for each row of scores (B, H, N, N) that sees at least two keys."""
-    low, high = scores.float(), scores.float()
-    if causal:
-        hidden = ~causal_mask(*scores.shape[-2:], scores.device)
-        low, high = low.masked_fill(hidden, torch.inf), high.masked_fill(hidden, -torch.inf)
-        low, high = low[..., 1:, :], high[..., 1:, :]  # the first query sees one key
-    low, high = low.amin(-1), high.amax(-1)
+def _constant(scores: Tensor, visible: Tensor) -> Tensor:
+    """Whether each row of scores (..., N, M) is the same for all keys that are visible (N, M)."""
+    low = scores.masked_fill(~visible, torch.inf).amin(-1)
+    high = scores.masked_fill(~visible, -torch.inf).amax(-1)
     size = torch.maximum(low.abs(), high.abs()).clamp(min=1)
-    return (high - low <= TOLERANCE * size).flatten()
+    return high - low <= TOLERANCE * size
 
 
 def diagnostics(

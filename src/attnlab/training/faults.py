@@ -106,11 +106,15 @@ def explain(
             f"out of {device.type} memory, peak {peak:,.0f} MiB; "
             f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "
             f"trainer.precision={trainer.precision}: {smaller_micro_batch(trainer, peak, params)}"
-            "precision=bf16, for text a smaller data.sequence_length and for translation a "
-            "smaller data.group_tokens need less. "
+            f"{_lower_precision(trainer)}for text a smaller data.sequence_length and for "
+            "translation a smaller data.group_tokens need less. "
             f"{_saved(folder.checkpoints)}"
         )
     return error
+
+
+def _lower_precision(trainer: Trainer) -> str:
+    return "trainer.precision=bf16, " if trainer.precision in ("fp32", "tf32") else ""
 
 
 def smaller_micro_batch(trainer: Trainer, peak: float, params: int) -> str:

@@ -78,8 +78,8 @@ def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
         before = [*before, then]
     if not before:
         return env
-    for key in ("torch", "device_name", "threads", "source"):
-        if before[0].get(key, env[key]) != env[key]:  # earlier runs have no source
+    for key in ("torch", "device_name", "threads", "compile", "source"):
+        if before[0].get(key, env[key]) != env[key]:  # earlier runs lack some
             log.warning(
                 "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
                 *(path, key, before[0].get(key), env[key]),

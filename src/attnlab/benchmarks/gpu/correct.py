@@ -11,8 +11,8 @@ from torch import library as torch_library
 
 from attnlab.benchmarks.gpu.plan import Plan
 from attnlab.functional import causal_mask
+from attnlab.kernels import ops
 from attnlab.kernels.api import neural_attention
-from attnlab.kernels.ops import fused_attention
 from attnlab.models.attention.base import HeadLinear
 from attnlab.models.attention.neural import ScoreNetwork
 
@@ -234,14 +234,20 @@ def more_keys(device, n) -> dict[str, Any]:
 
 
 def opcheck(device, n) -> dict[str, Any]:
-    """torch's own check of a custom operator: schema, fake tensors, autograd."""
+    """torch's own check of custom operators: schema, fake tensors, autograd; with values strided
+    as a block splits them.
+    """
     net, project, (q, k, v), _ = problem(NETWORKS["released_d2"], n, n, torch.float32, device)
     tables = [x.detach().requires_grad_() for x in net.tables(q, k, 0.1, project)]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    leaf = v.detach().requires_grad_()
-    torch_library.opcheck(
-        fused_attention, (*tables, leaf, "relu", True, "triton"), test_utils=tests
-    )
+    leaf = v.detach().mT.contiguous().mT.requires_grad_()
+    given = (*tables, leaf, "relu", True, "triton")
+    torch_library.opcheck(ops.fused_attention, given, test_utils=tests)
+    with torch.no_grad():
+        out, lse = ops.fused_attention(*given)
+        *most, _, _, _ = given
+        given = (torch.ones_like(out), *most, out, lse, "relu", True, "triton")
+        torch_library.opcheck(ops._backward, given, test_utils=("test_schema", "test_faketensor"))
     return {"holds": True, "tokens": [n]}
 
 

@@ -248,7 +248,8 @@ float* numbers(const char* name, const Tensor& x, at::IntArrayRef sizes) {
 // Contiguous, with the last dimension zero-padded to whole vectors.
 Tensor padded(const Tensor& x) {
   const int64_t extra = -x.size(-1) & (W - 1);
-  return extra ? at::constant_pad_nd(x, {0, extra}) : x.contiguous();
+  // constant_pad_nd keeps the memory format of its input, such as channels_last
+  return extra ? at::constant_pad_nd(x, {0, extra}).contiguous() : x.contiguous();
 }
 
 using Maybe = std::optional<Tensor>;

@@ -33,7 +33,14 @@ class UniformAttention(SoftmaxAttention):
     ) -> Tensor:
         """See `Attention.forward`; by a running mean, so that nothing N x M exists."""
         if mask is not None or bias is not None:
-            return super().forward(q, k, v, causal=causal, mask=mask, bias=bias)
+            out = super().forward(q, k, v, causal=causal, mask=mask, bias=bias)
+        else:
+            out = self._mean(q, k, v, causal)
+        # Weights that make queries only, as in cross-attention, get a gradient, of 0: several
+        # processes wait for one of every parameter.
+        return out + 0 * q[..., :1, :1]
+
+    def _mean(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         n, m = q.shape[-2], k.shape[-2]
         values = v.to(torch.promote_types(v.dtype, torch.float32))  # a sum of many terms
         if not causal:
