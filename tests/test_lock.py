@@ -4,10 +4,12 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 
 import pytest
 
 from attnlab.errors import FolderInUse
+from attnlab.runs import lock as lock_module
 from attnlab.runs.lock import STALE, Lock
 
 
@@ -45,6 +47,17 @@ def test_a_silent_machine_is_deposed_and_finds_out_before_it_writes(tmp_path, no
             other.check_held()
             with pytest.raises(FolderInUse, match="on other, which took over from this process"):
                 silent.check_held()
+
+
+def test_whoever_holds_a_folder_shows_signs_of_life(tmp_path, no_kernel_lock, monkeypatch):
+    monkeypatch.setattr(lock_module, "HEARTBEAT", 0.01)
+    with Lock(tmp_path, "here"):
+        age(tmp_path)
+        old = (tmp_path / ".owner").stat().st_mtime
+        while (tmp_path / ".owner").stat().st_mtime == old:
+            time.sleep(0.01)
+        with pytest.raises(FolderInUse, match="process"):
+            Lock(tmp_path, "there").__enter__()
 
 
 def test_of_many_that_depose_one_holds_the_folder(tmp_path, no_kernel_lock):

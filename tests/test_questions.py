@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +12,22 @@ import yaml
 from conftest import ROOT, config
 
 from attnlab import cli
-from attnlab.config.question import question_in, questions
+from attnlab.config import compose
+from attnlab.config.measures import ACCURACY, PERPLEXITY
+from attnlab.config.question import check_question, question_in, questions
 from attnlab.config.tuning import Tuning
 from attnlab.errors import BadInput
+from attnlab.report.answer_text import quotation
 from attnlab.report.collect import Run, collect
+from attnlab.report.compare import same_data, samples_tested
 from attnlab.report.questions import Answer, answers
 from attnlab.report.rules import RULES, conclusion
 from attnlab.report.statistics import effect_of, equivalent, planned_seeds
-from attnlab.report.tuning import tunings
+from attnlab.report.tuning import table, tunings
 from attnlab.report.verdicts import verdict
 from attnlab.run import run
 from attnlab.runs.files import flatten
-from attnlab.sweeps.jobs import compose_jobs
+from attnlab.sweeps.jobs import FAILED, compose_jobs
 from attnlab.sweeps.tuning import Choice, choose, tune
 
 SETTINGS = ("as_published", "textbook_embedding", "embedding_norm", "pre_norm", "qk_norm")
@@ -42,6 +47,7 @@ def test_a_shipped_experiment_runs_what_its_question_registers(experiment):
     assert {job["model"] for job in typed} == set(question.arms)
     assert {int(job["seed"]) for job in typed} == set(question.seeds)
     assert len(jobs) == len(question.arms) * len(question.seeds) * len(question.values)
+    cli.check_overrides([f"experiment={experiment}", "hydra.mode=RUN"])
 
 
 def test_a_question_changes_no_run():
@@ -76,6 +82,25 @@ def test_a_question_cannot_be_typed():
         cli.check_overrides(["experiment=controls", "question.seeds=[0]", "hydra.mode=RUN"])
 
 
+def test_a_question_asks_for_what_its_data_has():
+    """Runs on text have no BLEU, so the question would stay open for ever."""
+    arch = compose.plain(compose.compose_config(["experiment=controls"]))["arch"]
+    asked = {"question": REGISTERED | {"primary": "test/bleu"}, "arch": arch}
+    with pytest.raises(BadInput, match="primary=test/bleu: must be test/perplexity for this data"):
+        check_question(asked | {"data": {"kind": "text"}}, [])
+    check_question(asked | {"data": {"kind": "translation"}}, [])
+
+
+def test_settings_are_read_as_the_command_line_reads_them():
+    settings = ["trainer.lr=1e-3 arch.qk_norm=none", "arch.qk_norm=rms"]
+    question = question_in(yaml.safe_dump({"question": REGISTERED | {"settings": settings}}))
+    assert question.values[1] == {"trainer.lr": 0.001, "arch.qk_norm": "rms"}
+    composed_ = compose.plain(compose.compose_config(["experiment=controls"]))
+    asked = REGISTERED | {"settings": ["trainer.rate=1"]}
+    with pytest.raises(BadInput, match=r"question\.settings: trainer\.rate: unknown key"):
+        check_question(composed_ | {"question": asked}, [])
+
+
 def test_the_rule_in_code_is_the_registered_one():
     """Whoever changes one of them has to change the other."""
     for rule, question in ((RULES[q.id], q) for q in questions().values() if q.id in RULES):
@@ -85,11 +110,12 @@ def test_the_rule_in_code_is_the_registered_one():
 # What runs answer
 
 
-def finished(value: float, *overrides: str, seed: int, commit: str | None = None) -> Run:
-    """A finished run as the report reads it."""
-    result = {"status": "finished", "test/perplexity": value}
+def finished(value: float, *overrides: str, seed: int, commit: str | None = None, **more) -> Run:
+    """A finished run as the report reads it. more: of result.json."""
+    result = {"status": "finished", "test/perplexity": value} | more
     composed_ = composed(*overrides) | {"seed": seed}
-    return Run(ROOT, ROOT, composed_, result, {"git_commit": commit}, status="finished")
+    folder = Path(*overrides, str(seed))
+    return Run(folder, folder, composed_, result, {"git_commit": commit}, status="finished")
 
 
 @functools.cache
@@ -201,26 +227,76 @@ def test_runs_of_a_commit_without_the_question_are_exploratory():
         assert any("last changed after" in reason for reason in answer.deviations) == early
 
 
+def test_a_question_about_bleu_is_answered_in_bleu():
+    """Perplexity, which translations are compared in otherwise, decides nothing here."""
+    runs = [
+        finished(50, *TRANSLATION, f"model={model}", seed=seed, **{"test/bleu": bleu + seed / 100})
+        for seed in (10, 11, 12)
+        for model, bleu in [
+            ("dot_product", 20 + seed % 2 / 10),
+            ("dagpam", 21),
+            ("neural_d2", 20),
+            ("uniform", 5),
+        ]
+    ]
+    (answer,) = answers(runs)
+    effect = answer.of("dagpam", "dot_product", "")
+    assert (effect.unit, effect.n) == ("BLEU", 3)
+    assert effect.mean == pytest.approx(1 - 0.1 / 3)
+    assert "test/bleu; smallest effect of interest 0.35 BLEU" in dict(quotation(answer)).values()
+
+
+def test_answers_of_one_question_have_names_of_their_own():
+    """Two learning rates: each answer has its own title, and its own picture."""
+    runs = [
+        finished(value, "experiment=table1", "scale=mini", f"model={model}", *more, seed=0)
+        for model, value in zip(questions()["table1"].arms, (100, 99, 98, 97), strict=True)
+        for more in ((), ("trainer.lr=0.01",))
+    ]
+    first, second = answers(runs)
+    assert first.slug != second.slug
+    assert {"(trainer.lr=0.004)", "(trainer.lr=0.01)"} == {
+        f"({answer.title.split('(')[1]}" for answer in (first, second)
+    }
+
+
+def test_symbols_are_right_in_part_so_their_number_bounds_no_error():
+    """Sequences of many symbols vary less than right and wrong ones (images)."""
+    runs = [
+        finished(1, data, seed=seed, test_samples=512)
+        for data in ("data=nt", "data=digits")
+        for seed in (0, 1)
+    ]
+    assert (same_data(runs), samples_tested(runs[:2]), samples_tested(runs[2:])) == (
+        True,
+        None,
+        512,
+    )
+
+
+TRANSLATION = ("experiment=translation", "scale=mini")
+
+
 # Tuning
 
 
 @pytest.mark.parametrize(
-    ("response", "metric", "rate", "at_edge"),
+    ("response", "measure", "rate", "at_edge"),
     [
-        ({0.1: [30, 32], 0.2: [29, 31], 0.4: [33, 33]}, "perplexity", 0.2, False),
-        ({0.1: [0.5, 0.4], 0.2: [0.6, 0.7], 0.4: [0.8, 0.9]}, "accuracy", 0.4, True),
-        ({0.1: [30], 0.2: [29], 0.4: [math.nan]}, "perplexity", 0.2, False),  # tried, so no edge
-        ({0.1: [30, 30], 0.2: [20, math.nan]}, "perplexity", 0.1, True),
+        ({0.1: [30, 32], 0.2: [29, 31], 0.4: [33, 33]}, PERPLEXITY, 0.2, False),
+        ({0.1: [0.5, 0.4], 0.2: [0.6, 0.7], 0.4: [0.8, 0.9]}, ACCURACY, 0.4, True),
+        ({0.1: [30], 0.2: [29], 0.4: [math.nan]}, PERPLEXITY, 0.2, False),  # tried, so no edge
+        ({0.1: [30, 30], 0.2: [20, math.nan]}, PERPLEXITY, 0.1, True),
     ],
 )
 def test_the_best_mean_is_chosen_among_rates_at_which_nothing_diverged(
-    response, metric, rate, at_edge
+    response, measure, rate, at_edge
 ):
-    assert choose(response, metric) == Choice(rate, at_edge)
+    assert choose(response, measure) == Choice(rate, at_edge)
 
 
 def test_where_everything_diverges_nothing_is_chosen():
-    assert choose({0.1: [math.nan], 0.2: [math.nan]}, "accuracy") is None
+    assert choose({0.1: [math.nan], 0.2: [math.nan]}, ACCURACY) is None
 
 
 def test_a_tuning_seed_is_never_one_of_the_sweeps():
@@ -271,6 +347,95 @@ def test_arms_get_their_own_rates_and_a_tuning_seed_counts_nowhere(cache, tmp_pa
     assert all(len(tuned.response) == 2 for tuned in found.arms)
 
 
+LADDER = ("experiment=ladder_fair", "arch.norm=pre")
+
+
+def tuned(model: str, rates: dict[float, float], seeds=(100, 101, 102)) -> list[Run]:
+    """Trials of an arm, and its fresh runs at every rate, with this accuracy at each."""
+    runs = []
+    for rate, value in rates.items():
+        at = (*LADDER, f"model={model}", f"trainer.lr={rate}")
+        for seed in seeds:
+            measured = {"best/val/accuracy": value}
+            runs.append(finished(1, *at, "runtime.tuning=true", seed=seed, **measured))
+        for seed in range(10, 15):
+            measured = {"test/accuracy": value + seed / 1e4, "test_samples": 10_000}
+            runs.append(finished(1, *at, seed=seed, **measured))
+    return runs
+
+
+def test_a_question_about_each_arms_own_rate_is_answered_at_own_rates():
+    """At the common rate, 0.003, expressive is worse; at its own it is better."""
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.7})
+    runs += tuned("expressive", {0.003: 0.6, 0.012: 0.9})
+    runs += tuned("expressive_tempered", {0.003: 0.8, 0.012: 0.8})
+    found, rest = tunings(runs)
+    (answer,) = answers(rest, found)
+    assert not [reason for reason in answer.deviations if "question" not in reason]
+    assert {run.config["trainer.lr"] for run in answer.runs} == {0.003, 0.012}
+    assert answer.of("expressive", "dot_product", "arch.norm=pre").mean == pytest.approx(10)
+    (untuned,) = answers(rest)
+    assert "one learning rate for all arms instead of each arm's own" in str(untuned.deviations)
+
+
+def test_a_tuning_leaves_other_comparisons_alone():
+    """Those at a rate that is no arm's own; the trials and the own rates are shown apart."""
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.7})
+    runs += tuned("expressive", {0.003: 0.6, 0.012: 0.9})
+    other = [
+        finished(
+            1, *LADDER, f"model={model}", "trainer.lr=0.05", seed=10, **{"test/accuracy": 0.5}
+        )
+        for model in ("dot_product", "expressive")
+    ]
+    (found,), rest = tunings(runs + other)
+    rates = {(run.config["model.name"], run.config["trainer.lr"]) for run in rest}
+    assert found.common == 0.003
+    assert rates == {
+        ("dot_product", 0.003), ("dot_product", 0.006), ("dot_product", 0.05),
+        ("expressive", 0.003), ("expressive", 0.05),
+    }  # fmt: skip
+
+
+def test_an_interrupted_tuning_chooses_nothing_and_guesses_no_common_rate():
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9})
+    runs += [run for run in tuned("expressive", {0.003: 0.6, 0.012: 0.9}) if is_trial(run)]
+    last = max(i for i, run in enumerate(runs) if is_trial(run))
+    (found,), _ = tunings(runs[:last] + runs[last + 1 :])
+    assert [arm.own and arm.own.rate for arm in found.arms] == [0.006, None]
+    assert "trials unfinished" in table(found).markdown()
+    fresh = [run for run in runs if not is_trial(run) and run.config["trainer.lr"] == 0.006]
+    (found,), _ = tunings([run for run in runs if is_trial(run)] + fresh)
+    assert found.at_common == {}  # only one arm has run so far
+
+
+def is_trial(run: Run) -> bool:
+    return run.config["runtime.tuning"]
+
+
+def test_trials_that_all_diverged_are_said_again(tmp_path, cache, capsys):
+    jobs = compose_jobs([[f"runtime.output_root={tmp_path}", "data=nt", "scale=smoke"]])
+
+    def diverge(listed) -> int:
+        for job in listed:
+            job.path.mkdir(parents=True)
+            (job.path / "failed.txt").write_text("NonFinite: step 1: loss nan\n")
+        return FAILED
+
+    for _ in range(2):  # the second time nothing is left to run
+        assert tune(jobs, Tuning(seeds=[7], factors=[1, 2]), diverge) == FAILED
+        assert "tune.factors needs smaller ones" in capsys.readouterr().out
+
+
+def test_other_tuning_seeds_than_the_registered_ones_are_exploratory():
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.7}, seeds=(7,))
+    runs += tuned("expressive", {0.003: 0.6, 0.006: 0.9}, seeds=(7,))
+    runs += tuned("expressive_tempered", {0.003: 0.6, 0.006: 0.9}, seeds=(7,))
+    found, rest = tunings(runs)
+    (answer,) = answers(rest, found)
+    assert "tune.seeds=[7] instead of [100, 101, 102]" in answer.deviations
+
+
 @pytest.mark.parametrize("reused", [False, True])
 def test_tuning_on_seeds_of_its_own_does_not_make_equal_arms_different(reused):
     """Both arms are equal at every rate. One is tuned, the other not. On fresh seeds 5 % of
@@ -282,7 +447,7 @@ def test_tuning_on_seeds_of_its_own_does_not_make_equal_arms_different(reused):
     for _ in range(2000):
         runs = rng.normal(100, 1, (20, 5))  # rates and seeds: validation and test alike
         response = dict(enumerate(runs.tolist()))
-        rate = choose(response, "perplexity").rate
+        rate = choose(response, PERPLEXITY).rate
         tested = runs[rate] if reused else rng.normal(100, 1, 5)
         effect = effect_of((rng.normal(100, 1, 5) - tested).tolist(), "%", 0.95)
         different.append(not effect.low <= 0 <= effect.high)

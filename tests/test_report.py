@@ -205,6 +205,12 @@ def test_numbers_of_real_runs_are_those_of_their_files(trained, reported):
             "better",
             "trainer.max_steps=20000 instead of 1000000",
         ),
+        (
+            (*PUBLISHED, "arch.embedding_norm=true", "trainer.lr=0.01"),
+            "(+2.19 %, orientation)",
+            "better",
+            "arch.embedding_norm=true instead of false; trainer.lr=0.01 instead of 0.0003",
+        ),
         (("data=pydocs",), "—", "better", "no experiment on pydocs"),
     ],
 )
@@ -638,6 +644,32 @@ def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
     assert unlinked(kept) == unlinked(folders)
     pack(tmp_path / "runs", file, speeds=False)
     assert "tokens/s" in folders and "tokens/s" not in written(tmp_path / "archived")
+
+
+def test_a_run_in_a_folder_and_in_a_file_counts_once(make, tmp_path):
+    pairs(make)
+    make(97.0, "model=neural_d2", seed=0, name="again")  # and a repeated seed once
+    root = tmp_path / "runs"
+    before = written(root)
+    assert pack(root, root / "runs.jsonl", speeds=True) == []
+    text = written(root)
+    assert text == before
+    assert row(text, "neural_d2", section="Saturation")["runs"] == "3"
+
+
+def test_a_report_on_a_file_stands_beside_it(make, train, tmp_path):
+    pairs(make)
+    pack(tmp_path / "runs", tmp_path / "kept" / "runs.jsonl", speeds=True)
+    code, _, err = train(str(tmp_path / "kept" / "runs.jsonl"), script="scripts/report.py")
+    assert code == 0, err
+    assert (tmp_path / "kept" / "report" / "report.md").is_file()
+
+
+def test_runs_are_found_whatever_their_folders_are_called(make, tmp_path):
+    names = [f"{name}/{i}" for i, name in enumerate(("attention", "wandb", "checkpoints"))]
+    for seed, name in enumerate(names):
+        make(100.0, "model=dot_product", seed=seed, name=name)
+    assert len(collect(tmp_path / "runs")) == len(names)
 
 
 def test_a_long_curve_keeps_its_ends():

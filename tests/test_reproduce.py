@@ -75,4 +75,6 @@ def test_a_wrong_word_is_one_line(start, cache, tmp_path):
     code, out, err = reproduce(start, cache, "tabel1")
     assert (code, out) == (2, "")
     assert err.startswith("error: experiment=tabel1: unknown experiment; did you mean table1?")
+    code, _, err = reproduce(start, cache, "table1", "launcher=joblib")
+    assert code == 2 and err.startswith("error: launcher=joblib: reproduce runs its jobs here")
     assert list(tmp_path.iterdir()) == []

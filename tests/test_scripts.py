@@ -120,6 +120,10 @@ def test_output_that_nobody_reads_any_more_is_no_error():
         ("generate", ["run={lm}", "prompt=x", "top_k=0"], "top_k=0: must be at least 1"),
         ("generate", ["run={lm}", "prompt="], "must hold at least one token"),
         ("summary", ["runs=nowhere"], "no run folder there"),
+        ("benchmark", ["n=0"], "n=0: must be whole numbers from 1"),
+        ("benchmark", ["device=gpu"], "device=gpu: must be cpu"),
+        ("benchmark", ["model=yes", "d=32"], "d=: has no effect on whole training steps"),
+        ("benchmark", ["json=nowhere/rows.json"], "there is no folder nowhere"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(lm, train, script, words, message):

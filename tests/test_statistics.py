@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from attnlab.config.measures import ACCURACY, PERPLEXITY
 from attnlab.report import published
 from attnlab.report.statistics import (
     Effect,
@@ -38,7 +39,7 @@ def no_warnings():
 def of(*effects: float, level: float = 0.95) -> Effect:
     """An effect in points with these values for seeds 0, 1, ..."""
     arm = {seed: value / 100 for seed, value in enumerate(effects)}
-    return paired_effect(arm, dict.fromkeys(arm, 0.0), "accuracy", level)
+    return paired_effect(arm, dict.fromkeys(arm, 0.0), ACCURACY, level)
 
 
 def with_interval(low: float, high: float, n: int = 3) -> Effect:
@@ -75,7 +76,7 @@ def test_no_summary_of_nothing_or_of_a_diverged_run(values):
 def test_accuracy_effect_is_the_paired_t_test_in_points():
     dot = {0: 0.700, 1: 0.712, 2: 0.694}
     arm = {0: 0.731, 1: 0.738, 2: 0.729}
-    effect = paired_effect(arm, dot, "accuracy")
+    effect = paired_effect(arm, dot, ACCURACY)
     test = stats.ttest_rel(list(arm.values()), list(dot.values()))
     assert (effect.n, effect.unit) == (3, "points")
     assert effect.mean == pytest.approx((3.1 + 2.6 + 3.5) / 3)
@@ -85,32 +86,32 @@ def test_accuracy_effect_is_the_paired_t_test_in_points():
 
 
 def test_perplexity_effect_is_the_reduction_in_percent_per_seed():
-    effect = paired_effect(ARM, DOT, "perplexity", level=0.99)
+    effect = paired_effect(ARM, DOT, PERPLEXITY, level=0.99)
     per_seed = [100 * (1 - ARM[seed] / DOT[seed]) for seed in DOT]
     test = stats.ttest_1samp(per_seed, 0)
     assert (effect.mean, effect.unit) == (pytest.approx(np.mean(per_seed)), "%")
     assert effect.p == pytest.approx(test.pvalue)
     assert (effect.low, effect.high) == pytest.approx(tuple(test.confidence_interval(0.99)))
-    assert paired_effect({0: 19.562}, {0: 20.0}, "perplexity").mean == pytest.approx(2.19)
+    assert paired_effect({0: 19.562}, {0: 20.0}, PERPLEXITY).mean == pytest.approx(2.19)
 
 
 def test_a_worse_arm_is_negative_in_both_metrics():
-    assert paired_effect({0: 30.0}, {0: 20.0}, "perplexity").mean == pytest.approx(-50)
-    assert paired_effect({0: 0.5}, {0: 0.6}, "accuracy").mean == pytest.approx(-10)
+    assert paired_effect({0: 30.0}, {0: 20.0}, PERPLEXITY).mean == pytest.approx(-50)
+    assert paired_effect({0: 0.5}, {0: 0.6}, ACCURACY).mean == pytest.approx(-10)
 
 
 def test_no_common_seed_is_an_error():
     with pytest.raises(ValueError):
-        paired_effect({0: 20.0}, {1: 20.0}, "perplexity")
+        paired_effect({0: 20.0}, {1: 20.0}, PERPLEXITY)
 
 
-@pytest.mark.parametrize("metric", ["perplexity", "accuracy"])
+@pytest.mark.parametrize("measure", [PERPLEXITY, ACCURACY], ids=lambda measure: measure.name)
 @pytest.mark.parametrize("value", [0.0, 0.03, -0.03])
-def test_a_spread_of_zero_decides_nothing_where_its_error_is_unknown(metric, value):
+def test_a_spread_of_zero_decides_nothing_where_its_error_is_unknown(measure, value):
     """0.61 - 0.60 and 0.71 - 0.70 differ in the last bit only."""
     dot = {0: 0.60, 1: 0.70, 2: 0.65}
-    change = (lambda v: v + value) if metric == "accuracy" else (lambda v: v * (1 - value))
-    effect = paired_effect({seed: change(v) for seed, v in dot.items()}, dot, metric)
+    change = (lambda v: v + value) if measure is ACCURACY else (lambda v: v * (1 - value))
+    effect = paired_effect({seed: change(v) for seed, v in dot.items()}, dot, measure)
     assert effect.mean == pytest.approx(100 * value)
     assert (effect.sd, effect.low, effect.high, effect.p) == (None,) * 4
     for known in (None, 2.19):
@@ -123,7 +124,7 @@ def test_two_images_of_359_on_two_seeds_decide_nothing():
     """Standard error sqrt(2) / 359, as McNemar's test has it, times t = 12.706 of one degree."""
     dot = {0: 19 / 359, 1: 45 / 359}
     arm = {seed: value + 2 / 359 for seed, value in dot.items()}
-    effect = paired_effect(arm, dot, "accuracy", samples=359)
+    effect = paired_effect(arm, dot, ACCURACY, samples=359)
     half = 100 * math.sqrt(2) / 359 * 12.7062
     assert (effect.low, effect.high) == pytest.approx((effect.mean - half, effect.mean + half))
     assert effect.p > 0.1 and verdict(effect, None).word == "no difference shown"
@@ -133,7 +134,7 @@ def test_two_images_of_359_on_two_seeds_decide_nothing():
 def test_more_seeds_do_not_make_up_for_few_test_samples():
     """Three images of 300, the same on a thousand seeds: McNemar's p is 0.083."""
     arm = dict.fromkeys(range(1000), 3 / 300)
-    effect = paired_effect(arm, dict.fromkeys(arm, 0.0), "accuracy", samples=300)
+    effect = paired_effect(arm, dict.fromkeys(arm, 0.0), ACCURACY, samples=300)
     assert effect.p == pytest.approx(2 * stats.norm.sf(math.sqrt(3)), rel=0.01)
     assert verdict(effect, None).needed is None
 
@@ -142,7 +143,7 @@ def test_a_spread_wider_than_the_floor_stays_as_it_is():
     values = (1.0, 2.0, 4.0)
     arm = {seed: value / 100 for seed, value in enumerate(values)}
     zero = dict.fromkeys(arm, 0.0)
-    effect = paired_effect(arm, zero, "accuracy", samples=10_000)
+    effect = paired_effect(arm, zero, ACCURACY, samples=10_000)
     assert (effect.low, effect.high, effect.p) == (
         of(*values).low,
         of(*values).high,
@@ -171,9 +172,7 @@ def test_order_of_seeds_does_not_matter(values, random):
     arm, dot = ({s: v[i] for s, v in enumerate(values)} for i in (0, 1))
     shuffled = list(arm.items())
     random.shuffle(shuffled)
-    assert paired_effect(dict(shuffled), dot, "perplexity") == paired_effect(
-        arm, dot, "perplexity"
-    )
+    assert paired_effect(dict(shuffled), dot, PERPLEXITY) == paired_effect(arm, dot, PERPLEXITY)
 
 
 @settings(max_examples=100)
@@ -182,7 +181,7 @@ def test_unpaired_seeds_are_ignored(arm, dot):
     arm, dot = {**arm, 0: 20.0, 100: 30.0}, {**dot, 0: 21.0, 101: 1.0}
     common = arm.keys() & dot.keys()
     only = [{seed: runs[seed] for seed in common} for runs in (arm, dot)]
-    assert paired_effect(arm, dot, "perplexity") == paired_effect(*only, "perplexity")
+    assert paired_effect(arm, dot, PERPLEXITY) == paired_effect(*only, PERPLEXITY)
 
 
 @settings(max_examples=100)
@@ -191,7 +190,7 @@ def test_perplexity_of_another_tokenizer_is_the_same_effect(values, factor):
     """All perplexities of a comparison times one factor: no arm gained anything."""
     arm, dot = ({s: v[i] for s, v in enumerate(values)} for i in (0, 1))
     scaled = [{s: factor * v for s, v in runs.items()} for runs in (arm, dot)]
-    a, b = paired_effect(arm, dot, "perplexity"), paired_effect(*scaled, "perplexity")
+    a, b = paired_effect(arm, dot, PERPLEXITY), paired_effect(*scaled, PERPLEXITY)
     assert (b.mean, b.low, b.high) == pytest.approx((a.mean, a.low, a.high), abs=1e-6)
 
 
@@ -247,11 +246,11 @@ def test_compare_corrects_for_the_arms_it_tests():
     """Three arms, one of them with a single pair of runs: two are tested, at 97.5 % each."""
     other = {seed: value - 0.1 * seed for seed, value in DOT.items()}
     runs = {"dot_product": DOT, "a": ARM, "b": other, "once": {0: 20.0}, "never": {9: 20.0}}
-    effects = compare(runs, "perplexity")
+    effects = compare(runs, PERPLEXITY)
     assert list(effects) == ["a", "b", "once"]
     assert {e.level for e in effects.values()} == {0.975}
     for arm in ("a", "b"):
-        alone = paired_effect(runs[arm], DOT, "perplexity", level=0.975)
+        alone = paired_effect(runs[arm], DOT, PERPLEXITY, level=0.975)
         assert (effects[arm].low, effects[arm].p) == (alone.low, alone.p)
     raw = {arm: effects[arm].p for arm in ("a", "b")}
     assert {arm: effects[arm].p_holm for arm in ("a", "b")} == holm(raw) != raw
@@ -260,11 +259,11 @@ def test_compare_corrects_for_the_arms_it_tests():
 
 def test_one_compared_arm_is_not_corrected():
     runs = {"dot_product": DOT, "a": ARM}
-    assert compare(runs, "perplexity") == {"a": paired_effect(ARM, DOT, "perplexity")}
+    assert compare(runs, PERPLEXITY) == {"a": paired_effect(ARM, DOT, PERPLEXITY)}
 
 
 def test_compare_without_the_baseline_says_nothing():
-    assert compare({"a": ARM, "b": DOT}, "perplexity") == {}
+    assert compare({"a": ARM, "b": DOT}, PERPLEXITY) == {}
 
 
 # Verdicts
@@ -350,7 +349,7 @@ def simulate(arms: int, n: int, effect: float, times: int):
     names = ["dot_product", "neural_d2", "neural_d16", "neural_full"][: 1 + arms]
     for table in runs.tolist():
         by_arm = {name: dict(enumerate(row)) for name, row in zip(names, table, strict=True)}
-        yield list(compare(by_arm, "perplexity").values())
+        yield list(compare(by_arm, PERPLEXITY).values())
 
 
 @pytest.mark.parametrize(("arms", "n"), [(1, 3), (1, 5), (3, 3), (3, 5)])

@@ -137,7 +137,7 @@ def _problems(overrides: list[str]) -> Iterator[str]:
     aside = sections(composed, ["question", "tune"])
     for check_section in (check_question, check_tuning):
         try:
-            check_section(aside, overrides)
+            check_section(values | aside, overrides)
         except BadInput as error:
             yield from str(error).splitlines()
     try:

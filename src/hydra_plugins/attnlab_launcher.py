@@ -10,7 +10,7 @@ from hydra.plugins.launcher import Launcher
 
 class SweepLauncher(Launcher):
     """Every job of a sweep in a process of its own: on this machine, `n_jobs` at a time
-    (attnlab.sweep), or, given a `cluster`, as jobs of its queue (attnlab.cluster).
+    (attnlab.sweeps.local), or, given a `cluster`, as jobs of its queue (attnlab.sweeps.slurm).
     """
 
     def __init__(self, n_jobs: int = 1, cluster=None):
@@ -46,14 +46,15 @@ class SweepLauncher(Launcher):
 
     def _run(self, jobs: list) -> int:
         """Run or queue jobs; the sweep's exit code."""
+        from attnlab.sweeps.prepare import prepare
+
+        prepare(job.cfg for job in jobs if not job.finished)
         if self.cluster:
             from attnlab.sweeps.slurm import queue_jobs
 
             return queue_jobs(jobs, **self.cluster)
         from attnlab.sweeps.local import run_jobs
-        from attnlab.sweeps.prepare import prepare
 
-        prepare(job.cfg for job in jobs if not job.finished)
         return run_jobs(jobs, self.n_jobs)
 
 

@@ -8,7 +8,7 @@ Prints a Markdown table; every ratio is to torch's scaled_dot_product_attention 
 the dot_product arm) in the same process, sample by sample: median [quartiles].
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from json import dumps
 from pathlib import Path
 
@@ -29,16 +29,35 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured: see `main`."""
+    """Of attention alone: see `main`."""
 
-    case: str
-    backend: str
-    n: str
-    d: int
-    batch: int
-    heads: int
-    full: bool
-    dtype: str
+    case: str = "all"
+    backend: str = "all"
+    n: str = "1024"
+    d: int = 64
+    batch: int = 1
+    heads: int = 8
+    full: bool = False
+    dtype: str = "float32"
+
+    def sizes(self) -> list[int]:
+        """The values of n. Errors: `BadInput`."""
+        words = self.n.split(",")
+        if not all(word.strip().isdecimal() and int(word) for word in words):
+            raise BadInput(f"n={self.n}: must be whole numbers from 1")
+        return [int(word) for word in words]
+
+    def check(self, model: bool, plot: Path | None) -> None:
+        """Errors: `BadInput` for values that cannot be, and for what model=yes would ignore."""
+        for key in ("d", "batch", "heads"):
+            if getattr(self, key) < 1:
+                raise BadInput(f"{key}={getattr(self, key)}: must be at least 1")
+        if self.dtype not in DTYPES:
+            raise BadInput(f"dtype={self.dtype}: must be among {', '.join(DTYPES)}")
+        typed = [k for k, v in asdict(self).items() if v != asdict(Options())[k]]
+        if model and (ignored := [*typed, *(["plot"] if plot else [])]):
+            raise BadInput(f"{ignored[0]}=: has no effect on whole training steps (model=yes)")
+        self.sizes()
 
 
 def main(
@@ -60,26 +79,36 @@ def main(
     full: without the causal mask; model: whole training steps instead; json, plot: files for all
     rows and for a picture of time and memory over n.
     """
+    options = Options(case, backend, n, d, batch, heads, full, dtype)
+    options.check(model, plot)
+    for key, file in (("json", json), ("plot", plot)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise BadInput(f"{key}={file}: there is no folder {file.parent}")
+    if threads is not None and threads < 1:
+        raise BadInput(f"threads={threads}: must be at least 1")
     import torch
 
     from attnlab.benchmarks import attention as bench
     from attnlab.runtime.device import keep_freed_memory
 
-    if dtype not in DTYPES:
-        raise BadInput(f"dtype={dtype}: must be among {', '.join(DTYPES)}")
+    if plot:
+        try:
+            from attnlab.report.figures import plot_benchmark
+        except ModuleNotFoundError as error:
+            raise BadInput(f"plot= needs {error.name}: pip install 'attnlab[report]'") from None
     if threads is not None:
         torch.set_num_threads(threads)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if device is not None and device not in known:
+        raise BadInput(f"device={device}: must be {' or '.join(known)} on this machine")
+    where = torch.device(device or known[-1])
     if model and where.type == "cpu":
         keep_freed_memory()  # as training does
-    options = Options(case, backend, n, d, batch, heads, full, dtype)
     rows = list(steps(bench, where) if model else attention(bench, options, where))
     print_table(rows)
     if json:
         json.write_text(dumps(rows, indent=0) + "\n")
     if plot:
-        from attnlab.report.figures import plot_benchmark
-
         plot_benchmark(rows, plot)
 
 
@@ -93,11 +122,7 @@ def attention(bench, options: Options, device):
         chosen.append(list(allowed) if said == "all" else said.split(","))
         if unknown := sorted(set(chosen[-1]) - set(allowed)):
             raise BadInput(f"{key}={','.join(unknown)}: must be among {', '.join(allowed)}")
-    try:
-        sizes = [int(n) for n in options.n.split(",")]
-    except ValueError:
-        raise BadInput(f"n={options.n}: must be whole numbers") from None
-    for n in sizes:
+    for n in options.sizes():
         dtype = getattr(torch, options.dtype)
         shape = bench.Shape(n, options.d, options.batch, options.heads, not options.full, dtype)
         yield from bench.attention(shape, *chosen, device)

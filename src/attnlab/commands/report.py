@@ -13,4 +13,5 @@ def main(runs: Path, out: str = f"{RUNS}/report") -> None:
         from attnlab.report.render import report
     except ModuleNotFoundError as error:
         raise BadInput(f"the report needs {error.name}: pip install 'attnlab[report]'") from None
-    report(runs, Path(out.replace(RUNS, str(runs))))
+    folder = runs.parent if runs.is_file() else runs
+    report(runs, Path(out.replace(RUNS, str(folder))))

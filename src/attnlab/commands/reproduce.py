@@ -20,10 +20,17 @@ from attnlab.errors import BadInput
 
 FREE_HOURS = 1.0
 YES = "yes=true"
+ELSEWHERE = ("launcher=", "hydra.launcher", "+hydra.launcher", "hydra/launcher=", "tune=", "tune.")
 
 
 def main(*words: str) -> None:
     """Estimate, run, report."""
+    for word in words:
+        if word.startswith(ELSEWHERE):
+            raise BadInput(
+                f"{word}: reproduce runs its jobs here, one after the other; "
+                "train.py experiment=<name> takes it"
+            )
     typed = overrides([word for word in words if word != YES])
     for job in typed:
         cli.check_overrides(job)

@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException
 from pydantic import Field, model_validator
 
 from attnlab.config.compose import CONFIGS
+from attnlab.config.measures import MEASURES, OF_KIND, Measure
 from attnlab.config.messages import checked
 from attnlab.config.types import Count, Name, Positive, Section
 from attnlab.errors import BadInput
@@ -24,8 +28,9 @@ class Question(Section):
     arms: names of models. controls: those of them that every other arm is compared with, the first
     one first. settings: overrides in one line each; the first names a value for every key that the
     others change. seeds: only these count as registered. tuning_seeds: chose something, a learning
-    rate for example, and are never evidence. smallest_effect: percent of perplexity, or points of
-    accuracy; arms whose difference is shown to be smaller are equivalent.
+    rate for example, and are never evidence. learning_rate: one for all arms, or what trials
+    (tune=lr) chose for each. smallest_effect: percent of perplexity, points of
+    accuracy, or BLEU; arms whose difference is shown to be smaller are equivalent.
     """
 
     id: Name
@@ -35,7 +40,8 @@ class Question(Section):
     settings: list[str] = Field(default_factory=list)
     seeds: Annotated[Seeds, Field(min_length=2)]
     tuning_seeds: Seeds
-    primary: Literal["test/perplexity", "test/accuracy"]
+    learning_rate: Literal["common", "own"] = "common"
+    primary: Literal["test/perplexity", "test/accuracy", "test/bleu"]
     smallest_effect: Positive
     rule: Annotated[str, Field(min_length=1)]
 
@@ -44,6 +50,11 @@ class Question(Section):
         if problems := list(_contradictions(self)):
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def measure(self) -> Measure:
+        """Of `primary`."""
+        return MEASURES[self.primary.removeprefix("test/")]
 
     @property
     def treated(self) -> list[str]:
@@ -71,7 +82,9 @@ def _contradictions(question: Question) -> Iterator[str]:
     if both := sorted(set(question.seeds) & set(question.tuning_seeds)):
         yield f"question.tuning_seeds={both}: must not be among question.seeds"
     for line in question.settings:
-        if not all("=" in word for word in line.split()):
+        try:
+            _parsed(line)
+        except (ValueError, HydraException):
             yield f"question.settings={line}: must be key=value, separated by spaces"
             return
     if question.settings:
@@ -82,8 +95,13 @@ def _contradictions(question: Question) -> Iterator[str]:
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    pairs = (word.partition("=") for word in line.split())
-    return {key: yaml.safe_load(value) for key, _, value in pairs}
+    """The values of overrides, read as the command line reads them. Errors: HydraException,
+    ValueError for what sets no key.
+    """
+    parsed = OverridesParser.create().parse_overrides(line.split())
+    if any(override.type is not OverrideType.CHANGE for override in parsed):
+        raise ValueError(line)
+    return {override.key_or_group: override.value() for override in parsed}
 
 
 def check_question(composed: dict[str, Any], overrides: list[str]) -> None:
@@ -97,7 +115,23 @@ def check_question(composed: dict[str, Any], overrides: list[str]) -> None:
         rule = "a question stands in its experiment's file and cannot be typed"
         raise BadInput("\n".join(f"{override}: {rule}" for override in typed))
     if "question" in composed:
-        checked(Question, composed["question"], "question")
+        question = checked(Question, composed["question"], "question")
+        known = OF_KIND.get(composed.get("data", {}).get("kind"), ())
+        own_data = any(override.startswith("data=") for override in overrides)
+        if absent := [key for key in question.values[0] if not _has(composed, key)]:
+            raise BadInput(f"question.settings: {absent[0]}: unknown key")
+        if known and question.measure not in known and not own_data:
+            allowed = " or ".join(f"test/{measure.name}" for measure in known)
+            raise BadInput(f"question.primary={question.primary}: must be {allowed} for this data")
+
+
+def _has(composed: dict[str, Any], key: str) -> bool:
+    section: Any = composed
+    for part in key.split("."):
+        if not isinstance(section, dict) or part not in section:
+            return False
+        section = section[part]
+    return True
 
 
 def questions() -> dict[str, Question]:

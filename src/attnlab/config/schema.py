@@ -76,7 +76,7 @@ CODE_VERSION = 3
 
 
 class Body(Section):
-    """What both transformers share (configs/arch)."""
+    """What the transformers share (configs/arch)."""
 
     layers: PositiveInt
     heads: PositiveInt

@@ -142,18 +142,16 @@ def _results(result: dict[str, Any], own: Arm, comparison: Comparison) -> list[s
     if len(own.values) == 1:
         return [*lines, "", "This is a single run: no other seed of it was beside it."]
     values = list(own.values.values())
-    mean = summarize(
-        values, within=(0.0, 1.0) if run.metric == "accuracy" else (1.0, float("inf"))
-    )
+    mean = summarize(values, within=(run.measure.low, run.measure.high))
     lines += [
         "",
         f"Over {mean.n} seeds ({', '.join(map(str, own.values))}) of the same configuration, "
-        f"test/{run.metric} is {mean.mean:.6g}, 95 % interval [{mean.low:.6g}, {mean.high:.6g}] "
-        "(t-interval of the mean).",
+        f"test/{run.measure.name} is {mean.mean:.6g}, 95 % interval [{mean.low:.6g}, "
+        f"{mean.high:.6g}] (t-interval of the mean).",
     ]
     effect = comparison.effects.get(own.label)
     if effect is not None:
-        what = "% of perplexity" if effect.unit == "%" else "points of accuracy"
+        what = run.measure.effect
         if effect.low is None:
             interval = "no interval is known"
         else:

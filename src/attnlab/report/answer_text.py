@@ -7,6 +7,7 @@ from attnlab.report.rules import conclusion
 from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.report.verdicts import Verdict, verdict
 
+RATES = {"common": "one for all arms", "own": "each arm's own, chosen by its trials"}
 MORE = {"better": "larger", "worse": "smaller", "no difference shown": "undecided"}
 
 
@@ -62,16 +63,16 @@ def _row(answer: Answer, contrast: Contrast) -> list[str]:
 def quotation(answer: Answer) -> list[tuple[str, str]]:
     """What was registered, in its own words: heading and text."""
     question = answer.question
-    unit = statistics.UNIT[question.primary.removeprefix("test/")]
     seeds = ", ".join(map(str, question.seeds))
     tuning = ", ".join(map(str, question.tuning_seeds)) or "none"
-    smallest = f"{question.smallest_effect:g} {unit}"
+    smallest = f"{question.smallest_effect:g} {question.measure.unit}"
     return [
         ("Question", question.text),
         ("Rule", question.rule),
         ("Arms", f"{', '.join(question.arms)}; compared with {', '.join(question.controls)}"),
         ("Seeds", f"{seeds}; for tuning: {tuning}"),
         ("Measure", f"{question.primary}; smallest effect of interest {smallest}"),
+        ("Learning rate", RATES[question.learning_rate]),
         ("Registered", _when(answer)),
     ]
 

@@ -4,7 +4,6 @@ A run is a folder with a config.yaml, or a line of a `runs.jsonl` (`attnlab.repo
 """
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from attnlab.config.measures import OF_KIND, Measure
 from attnlab.config.schema import added_keys
 from attnlab.errors import BadInput
 from attnlab.report import archive
@@ -41,7 +41,6 @@ NUMBERS = re.compile(
     r"|.*_per_s|.*_mib|step_ms_median)"
 )
 STATUSES = ("finished", "unfinished", "interrupted", "failed", "unreadable")
-LEAST, MOST = {"perplexity": 1.0, "accuracy": 0.0}, {"perplexity": math.inf, "accuracy": 1.0}
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
@@ -71,25 +70,27 @@ class Run:
         self.status, self.cause = "unreadable", _line(f"{kind}{error}")
 
     @property
-    def metric(self) -> str:
-        """What the run is judged by, without the split: perplexity or accuracy."""
-        reads = self.config["data.kind"]
-        return "perplexity" if reads in ("text", "translation") else "accuracy"
+    def measure(self) -> Measure:
+        """What it is compared in."""
+        return OF_KIND[self.config["data.kind"]][0]
 
     @property
     def value(self) -> float | None:
-        """The test metric of a finished run; None if that is not a number it can be."""
-        value = self.result.get(f"test/{self.metric}") if self.status == "finished" else None
-        if value is None or not math.isfinite(value):
-            return None
-        return value if LEAST[self.metric] <= value <= MOST[self.metric] else None
+        """The test value of a finished run; None if that is not a number it can be."""
+        return self.tested(self.measure) if self.status == "finished" else None
+
+    def tested(self, measure: Measure) -> float | None:
+        """Likewise, in a measure that need not be its own."""
+        return measure.of(self.result) if self.status == "finished" else None
 
 
 def collect(root: Path) -> list[Run]:
-    """Every run below `root`, in the order of their paths. Errors: `BadInput` if there is none."""
+    """Every run below `root`, in the order of their paths; of one that is there as a folder and in
+    a file of runs, the folder. Errors: `BadInput` if there is none.
+    """
     folders, archives = _found(root)
-    runs = [read(folder) for folder in folders]
-    runs += [run for file in archives for run in _archived(file)]
+    archived = {run.folder: run for file in archives for run in _archived(file)}
+    runs = (archived | {folder: read(folder) for folder in folders}).values()
     if not runs:
         raise BadInput(
             f"runs={root}: no run folder there (none has a config.yaml), nor a {archive.NAME}"
@@ -101,9 +102,11 @@ def _found(root: Path) -> tuple[list[Path], list[Path]]:
     """Run folders, and files of runs."""
     folders, archives = [], [root] if root.name == archive.NAME and root.is_file() else []
     for folder, below, files in os.walk(root):
-        below[:] = [n for n in below if n not in INSIDE_A_RUN and not n.startswith(".")]
+        own = set()  # folders of a run
         if "config.yaml" in files:
             folders.append(Path(folder))
+            own = INSIDE_A_RUN
+        below[:] = [name for name in below if name not in own and not name.startswith(".")]
         if archive.NAME in files:
             archives.append(Path(folder, archive.NAME))
     return folders, archives
@@ -157,7 +160,8 @@ def _fill(run: Run, config, env, result, rows: list[dict], last: int | None, fai
     if run.status != "finished":
         run.cause = _cause(run, last, failed)
     elif run.value is None:
-        run.cause = f"test/{run.metric} is {run.result.get(f'test/{run.metric}')}"
+        key = f"test/{run.measure.name}"
+        run.cause = f"{key} is {run.result.get(key)}"
 
 
 def pack(root: Path, file: Path, speeds: bool) -> list[Run]:

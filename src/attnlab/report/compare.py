@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from attnlab.config.measures import Measure
 from attnlab.config.schema import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.naming import arm_changes
-from attnlab.runs.files import slug as slug_of
 
 NAMES = ("dot_product", "neural_full", "neural_d16", "neural_d2")  # the order of the paper
 SCALES = ("paper", "mini", "smoke")
@@ -35,6 +35,12 @@ class Arm:
         """seed -> finished run, by seed; of several with one seed the first by path counts."""
         finished = {r.config["seed"]: r for r in reversed(self.runs) if r.value is not None}
         return dict(sorted(finished.items()))
+
+    @property
+    def one_each(self) -> list[Run]:
+        """One run of every seed: the one that counts, or the first of those that do not."""
+        first = {run.config["seed"]: run for run in reversed(self.runs)} | self.counted
+        return [first[seed] for seed in sorted(first)]
 
     @property
     def repeated(self) -> list[Run]:
@@ -72,8 +78,9 @@ class Comparison:
         values = {arm.label: arm.values for arm in self.judged if arm.values}
         if self.baseline and self.baseline.values:
             values[statistics.BASELINE] = self.baseline.values
-        one = len(self.fingerprints) == 1
-        return statistics.compare(values, self.metric, self.test_samples) if one else {}
+        if not same_data(self.counted):
+            return {}
+        return statistics.compare(values, self.measure, samples_tested(self.counted))
 
     @property
     def baseline(self) -> Arm | None:
@@ -92,26 +99,45 @@ class Comparison:
         return self.arms[0].config
 
     @property
-    def metric(self) -> str:
-        """perplexity or accuracy."""
-        return self.arms[0].runs[0].metric
+    def measure(self) -> Measure:
+        """What its runs are compared in."""
+        return self.arms[0].runs[0].measure
 
     @property
     def fingerprints(self) -> set[str]:
         """Of the data of all finished runs: a name does not say what was behind it."""
-        counted = (run for arm in self.arms for run in arm.counted.values())
-        return {str(run.result.get("data_fingerprint")) for run in counted}
+        return fingerprints(self.counted)
 
     @property
-    def test_samples(self) -> int | None:
-        """Of the test split; None if a run does not say, as those of earlier versions."""
-        counts = {r.result.get("test_samples") for arm in self.arms for r in arm.counted.values()}
-        return counts.pop() if len(counts) == 1 else None
+    def counted(self) -> list[Run]:
+        """The finished runs of all arms, one of each seed."""
+        return [run for arm in self.arms for run in arm.counted.values()]
 
     @property
     def runs(self) -> list[Run]:
         """All of them, finished or not."""
         return [run for arm in self.arms for run in arm.runs]
+
+
+def fingerprints(runs: Iterable[Run]) -> set[str]:
+    """Of the data of finished runs."""
+    return {str(run.result.get("data_fingerprint")) for run in runs}
+
+
+def same_data(runs: Iterable[Run]) -> bool:
+    """Whether there are finished runs, and all had the same data."""
+    return len(fingerprints(runs)) == 1
+
+
+def samples_tested(runs: Iterable[Run]) -> int | None:
+    """Of the test split of images, which are right or wrong as a whole; None for other data, whose
+    samples are right in part, and where a run does not say, as those of earlier versions.
+    """
+    found = {
+        run.result.get("test_samples") if run.config["data.kind"] == "image" else None
+        for run in runs
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def comparisons(runs: Iterable[Run]) -> list[Comparison]:
@@ -127,15 +153,13 @@ def comparisons(runs: Iterable[Run]) -> list[Comparison]:
     ordered = sorted(groups.values(), key=_order)
     titles = naming.titles([shared(group[0].config) for group in ordered])
     found: list[Comparison] = []
-    slugs: Counter[str] = Counter()
     for title, group in zip(titles, ordered, strict=True):
         for ablation, arms in _families(arms_of(group)).items():
             more = f": ablation of {ablation}" if ablation else ""
             where = (group[0].config[key] for key in ("data.name", "scale", "protocol"))
-            slug = slug_of(" ".join(where) + more)
-            slugs[slug] += 1
-            number = f"_{slugs[slug]}" if slugs[slug] > 1 else ""
-            found.append(Comparison(title + more, slug + number, ablation, arms))
+            found.append(Comparison(title + more, " ".join(where) + more, ablation, arms))
+    for comparison, slug in zip(found, naming.slugs(c.slug for c in found), strict=True):
+        comparison.slug = slug
     return found
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from attnlab.config.measures import PERPLEXITY
 from attnlab.report.collect import Run
 from attnlab.report.compare import NAMES, Arm, Comparison
 
@@ -65,7 +66,7 @@ def curves(comparison: Comparison) -> Curves | None:
     evaluation.
     """
     split = "test" if comparison.config["trainer.select_on"] == "test" else "val"
-    key = f"{split}/{comparison.metric}"
+    key = f"{split}/{comparison.measure.name}"
     per_epoch = _steps_per_epoch(comparison)
     single = len(comparison.runs) <= MOST_LINES
     drawn: list[Curve] = []
@@ -84,11 +85,11 @@ def curves(comparison: Comparison) -> Curves | None:
     y = [v for curve in drawn for run in (curve.mean, *(c.y for c in curve.lines)) for v in run]
     if not y:
         return None
-    text = comparison.metric == "perplexity"
+    text = comparison.measure is PERPLEXITY
     return Curves(
         title=comparison.title,
         x_label="epoch" if per_epoch else "iteration" if text else "step",
-        y_label=f"{SPLITS[split]} {comparison.metric}" + ("" if text else ", %"),
+        y_label=f"{SPLITS[split]} {comparison.measure.axis}",
         log=text and max(y) > WIDE * min(y),
         curves=drawn,
         left_out=left_out,

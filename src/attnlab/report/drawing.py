@@ -85,7 +85,7 @@ def _forest_figure(found: Forest | None, name: str, out: Path) -> list[Figure]:
     caption = "Paired effects, mean over seeds and interval; better is to the right."
     if found.smallest:
         caption += f" Grey: nearer to 0 than the smallest effect of interest, {found.smallest:g} "
-        caption += f"{found.unit}."
+        caption += f"{found.measure.unit}."
     return [Figure(caption, file, {"": Markup(interactive.forest_plot(found))})]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from attnlab.config.measures import Measure
 from attnlab.report.compare import Comparison
 from attnlab.report.questions import Answer
 from attnlab.report.statistics import Effect
@@ -16,22 +17,17 @@ class Forest:
     title: str
     rows: list[tuple[str, Effect]]
     smallest: float | None
-
-    @property
-    def unit(self) -> str:
-        """Of all effects."""
-        return self.rows[0][1].unit
+    measure: Measure
 
     @property
     def x_label(self) -> str:
         """Unit and level; better is to the right."""
-        unit = "% lower perplexity" if self.unit == "%" else "points of accuracy"
-        return f"effect, {unit} ({100 * self.rows[0][1].level:.4g} % intervals)"
+        return f"effect, {self.measure.effect} ({100 * self.rows[0][1].level:.4g} % intervals)"
 
 
 def of_comparison(comparison: Comparison) -> Forest | None:
     """Every compared arm over the dot product; None where no effect has an interval."""
-    return _forest(comparison.title, list(comparison.effects.items()), None)
+    return _forest(comparison.title, list(comparison.effects.items()), None, comparison.measure)
 
 
 def of_answer(answer: Answer) -> Forest | None:
@@ -42,10 +38,11 @@ def of_answer(answer: Answer) -> Forest | None:
         for c in answer.contrasts
         if c.effect
     ]
-    title = f"{answer.experiment}: {answer.title}"
-    return _forest(title, rows, answer.question.smallest_effect)
+    return _forest(answer.title, rows, answer.question.smallest_effect, answer.question.measure)
 
 
-def _forest(title: str, rows: list[tuple[str, Effect]], smallest: float | None) -> Forest | None:
+def _forest(
+    title: str, rows: list[tuple[str, Effect]], smallest: float | None, measure: Measure
+) -> Forest | None:
     shown = [(label, effect) for label, effect in rows if effect.sd is not None]
-    return Forest(title, shown, smallest) if shown else None
+    return Forest(title, shown, smallest, measure) if shown else None

@@ -33,14 +33,14 @@ def health(comparison: Comparison) -> list[Health]:
 
 
 def _layers(arm: Arm, name: str) -> list[str]:
-    keys = {key for run in arm.runs for row in run.rows for key in row}
+    keys = {key for run in arm.one_each for row in run.rows for key in row}
     return sorted({k.split("/")[1] for k in keys if k.endswith(f"/{name}")}, key=int)
 
 
 def _begin_and_end(arm: Arm, layer: str, name: str) -> tuple[list[float], list[float]]:
-    """Of every run the value at step 0, and that of the last evaluation."""
+    """Of every seed the value at step 0, and that of the last evaluation."""
     key = f"attention/{layer}/{name}"
-    values = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.runs]
+    values = [[(row["step"], row[key]) for row in run.rows if key in row] for run in arm.one_each]
     begin = [run[0][1] for run in values if run and run[0][0] == 0]
     end = [run[-1][1] for run in values if run and run[-1][0] > 0]
     return begin, end

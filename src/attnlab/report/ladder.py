@@ -72,7 +72,7 @@ def ladders(comparisons: list[Comparison]) -> list[Ladder]:
             rest = {k: v for k, v in shared(comparison.config).items() if k not in LEVEL}
             groups.setdefault(naming.frozen(rest), []).append(comparison)
     titles = naming.titles(
-        [{k: v for k, v in g[0].config.items() if k not in LEVEL} for g in groups.values()]
+        [{k: v for k, v in shared(g[0].config).items() if k not in LEVEL} for g in groups.values()]
     )
     slugs = [f"ladder_{number}" for number in range(1, len(titles) + 1)]
     return [_ladder(*parts) for parts in zip(titles, slugs, groups.values(), strict=True)]

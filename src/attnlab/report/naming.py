@@ -5,6 +5,7 @@ experiment, and which published effect is shown with it.
 import functools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,31 +14,20 @@ from pydantic import TypeAdapter
 
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.mechanisms import Mechanism, Model
+from attnlab.config.messages import validate
 from attnlab.config.schema import PER_ARM, PLACE, Arch, Body
 from attnlab.report import published
+from attnlab.runs.files import flatten, slug
 
-# Section 4 of the paper, by body: what its numbers were measured with.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "lm": {
-        "arch.layers": 8,
-        "arch.heads": 8,
-        "arch.width": 512,
-        "data.sequence_length": 1024,
-        "trainer.batch_size": 16,
-        "trainer.max_steps": 1_000_000,
-    },
-    "vit": {
-        "arch.layers": 12,
-        "arch.heads": 8,
-        "arch.width": 768,
-        "arch.patch_size": 8,
-        "data.image_size": 224,
-        "trainer.batch_size": 32,
-        "trainer.epochs": 350,
-        "trainer.max_steps": None,
-    },
-    "seq2seq": {},  # that paper has none
+# Body -> data on which the paper, or that of daGPAM, reports it.
+REPORTED = {"lm": "wikitext103", "vit": "cifar10", "seq2seq": "iwslt14"}
+# What no published number depends on, or what the paper does not state and no YAML claims for it.
+FREE = {
+    *("data.name", PLACE, "trainer.micro_batch_size", "trainer.log_every", "trainer.eval_every"),
+    *("trainer.save_every", "trainer.diagnostics", "trainer.on_nonfinite", "trainer.precision"),
 }
+# By WikiText, which has its splits, and the paper's tokenizer, which has its vocabulary.
+UNUSED = {"data.validation_size", "data.test_size", "data.alphabet_size", "data.vocab_size"}
 SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
 MOST_KEYS = 4  # named in a title
 # By data.config. WikiText-2 has the same test text, a fiftieth of the training text.
@@ -76,6 +66,18 @@ def titles(configs: list[dict[str, Any]]) -> list[str]:
     return [_title(config, keys[kind(config)]) for config in configs]
 
 
+def slugs(names: Iterable[str]) -> list[str]:
+    """Names as parts of file names and addresses; of equal ones, those behind the first get a
+    number.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for short in map(slug, names):
+        seen[short] += 1
+        found.append(short if seen[short] == 1 else f"{short}_{seen[short]}")
+    return found
+
+
 def _title(config: dict[str, Any], keys: list[str]) -> str:
     said = [f"{key}={typed(config[key])}" for key in keys if key in config]
     if len(said) > MOST_KEYS:
@@ -106,15 +108,29 @@ def source(config: dict[str, Any]) -> str | None:
 
 
 def deviations(config: dict[str, Any]) -> list[str]:
-    """Where a run's data, sizes and budget are not the published ones: `key=ours instead of
-    theirs`.
+    """Where a run's data, body and training are not those of the published setting, which the
+    YAMLs describe at scale=paper: `key=ours instead of theirs`.
 
     The number of words in the paper's data is not known to us. So published data is what comes
     from the hub: a local copy may be the same, but nothing shows it.
     """
     name = source(config)
-    data = published.EXPERIMENTS[name].data if name else {}
-    return _differences(config, {**data, **PUBLISHED[config["arch.body"]]})
+    expected = dict(_setting(name or REPORTED[config["arch.body"]], config["protocol"]))
+    if name:
+        expected |= published.EXPERIMENTS[name].data
+    else:  # the paper has no experiment on it, which is said elsewhere
+        expected = {k: v for k, v in expected.items() if not k.startswith("data.")}
+    return _differences(config, expected)
+
+
+@functools.cache
+def _setting(data: str, protocol: str) -> dict[str, Any]:
+    """Dotted keys of the published setting, without attention."""
+    composed = _composed(f"data={data}", f"protocol={protocol}", "scale=paper")
+    dotted = flatten(validate(composed).model_dump())
+    own = ("arch.", "data.", "trainer.")
+    free = FREE | PER_ARM | (UNUSED if dotted["arch.body"] == "lm" else set())
+    return {k: v for k, v in dotted.items() if k.startswith(own) and k not in free}
 
 
 def arm_changes(config: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +165,7 @@ def is_shipped(name: str) -> bool:
 @functools.cache
 def _shipped(name: str, body: str, protocol: str) -> tuple[Body, Mechanism]:
     """The sections arch and model that a run of this arm gets, before defaults are put in."""
-    data = {"lm": "wikitext103", "vit": "cifar10", "seq2seq": "iwslt14"}[body]
-    composed = _composed(f"model={name}", f"data={data}", f"protocol={protocol}")
+    composed = _composed(f"model={name}", f"data={REPORTED[body]}", f"protocol={protocol}")
     arch, model = (TypeAdapter(kind).validate_python(composed[key]) for kind, key in SECTIONS)
     return arch, model
 
@@ -174,8 +189,8 @@ def _differences(config: dict[str, Any], expected: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Reference:
-    """A published effect beside ours. exact: the same data (see `deviations`), sizes, budget and
-    arm as published, so that a verdict may rest on it; otherwise it stands there for orientation.
+    """A published effect beside ours. exact: the same data, body and training (see `deviations`)
+    and arm as published, so that a verdict may rest on it; otherwise it is for orientation.
     """
 
     effect: float

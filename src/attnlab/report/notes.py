@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from statistics import fmean
 
+from attnlab.config.measures import PERPLEXITY
 from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
@@ -167,7 +168,7 @@ def _intervals(comparison: Comparison) -> str:
 
 
 def _tokens(comparison: Comparison) -> Iterable[str]:
-    if comparison.metric == "accuracy":
+    if comparison.measure is not PERPLEXITY:
         return
     config = comparison.config
     tokenizer = config.get("data.tokenizer", "train")  # translation has no other

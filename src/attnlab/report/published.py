@@ -9,17 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-# Their bodies are nowhere we could read: every number in them is a dash.
-UNKNOWN_TABLES = (1, 3, 4, 6, 7, 8)
-
 
 @dataclass(frozen=True)
 class Experiment:
     """Where the paper reports the experiment on one data set, and what it finds there.
 
     data: keys of a configuration that identify the data set, whatever a YAML calls it.
-    metric: "perplexity" or "accuracy", on the test split.
-    tables: numbers of its tables: the metric itself, its effect, memory and speed.
     figure: number of its figure, the metric over iterations or epochs.
     effects: arm -> effect over the dot product, positive if the arm is better: perplexity lower
         by so many percent, accuracy higher by so many percentage points. No spread is published.
@@ -27,8 +22,6 @@ class Experiment:
     """
 
     data: Mapping[str, Any]
-    metric: str
-    tables: tuple[int, ...]
     figure: int
     effects: Mapping[str, float]
     effect_table: int
@@ -66,8 +59,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             "data.config": "wikitext-103-v1",
             "data.text_column": "text",
         },
-        "perplexity",
-        (1, 2, 6),
         9,
         {"neural_d2": 2.19},  # "best reduction" of version 2; version 1's abstract: over 5 %
         2,
@@ -79,8 +70,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             "data.image_column": "img",
             "data.label_column": "label",
         },
-        "accuracy",
-        (3, 5, 7),
         10,
         {"neural_d2": 3.0},
         5,
@@ -92,8 +81,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             "data.image_column": "img",
             "data.label_column": "fine_label",
         },
-        "accuracy",
-        (4, 5, 8),
         11,
         {"neural_d2": 4.26},
         5,

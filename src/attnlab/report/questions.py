@@ -19,10 +19,11 @@ from attnlab.config.question import Question, questions
 from attnlab.config.schema import can_change_result
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.compare import shared
+from attnlab.report.compare import same_data, samples_tested, shared
 from attnlab.report.naming import arm_changes, typed
 from attnlab.report.registration import Registration, registration
 from attnlab.report.statistics import Effect
+from attnlab.report.tuning import RATE, Tuning
 from attnlab.runs.files import flatten
 
 # Overrides that choose data of a kind, whichever: for runs on data without a YAML.
@@ -30,6 +31,7 @@ ANY = {
     "text": ("data=text", "data.path=any"),
     "image": ("data=images", "data.path=any"),
     "symbols": ("data=nt",),
+    "translation": ("data=translation", "data.path=any"),
 }
 MOST_NAMED = 4  # keys in a sentence
 
@@ -57,20 +59,22 @@ class Contrast:
 class Answer:
     """A question at one place: a data set, a scale, a protocol.
 
-    deviations: why this is not what was registered; empty if it is. runs: the finished ones that
-    count. missing: how many registered ones do not yet. others: runs of the same place with other
-    seeds or arms.
+    place: what all its runs agree in. deviations: why this is not what was registered; empty if it
+    is. runs: the finished ones that count. missing: how many registered ones do not yet. others:
+    runs of the same place with other seeds or arms.
     """
 
     experiment: str
     question: Question
     registration: Registration
-    title: str
+    place: dict[str, Any]
     deviations: list[str]
     contrasts: list[Contrast]
     runs: list[Run]
     missing: int
     others: list[Run] = field(default_factory=list)
+    title: str = ""
+    slug: str = ""
 
     def of(self, arm: str, control: str, setting: str, base: str = "") -> Effect | None:
         """The effect of a contrast."""
@@ -80,25 +84,42 @@ class Answer:
         )
 
 
-def answers(runs: Iterable[Run]) -> list[Answer]:
+def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]:
     """What readable runs answer: every question that they are meant for (`_asked`). Of several
     that ask the same of other data, the one that was registered for this data.
+
+    runs: without trials, at one learning rate for all arms. tunings: with the arms' own ones,
+    which answer the questions that are registered so.
     """
     readable = [run for run in runs if run.status != "unreadable"]
+    tunings = list(tunings)
     found: dict[str, Answer] = {}
     for experiment, question in questions().items():
-        places: dict[str, list[Run]] = {}
         kind = _composed(experiment)["data.kind"]
-        for run in readable:
-            if run.config["data.kind"] == kind and f"test/{run.metric}" == question.primary:
-                places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
-        for place, members in places.items():
+        places = _by_place(question, [run for run in readable if run.config["data.kind"] == kind])
+        at_own: dict[str, list[Run]] = {}
+        if question.learning_rate == "own":
+            at_own = _by_place(question, [run for each in tunings for run in each.at_own_rates])
+        for place, members in (places | at_own).items():
             answer = _answer(experiment, question, members)
+            if question.learning_rate == "own":
+                answer.deviations += _untuned(question, members, tunings)
             key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
             known = found.get(key)
             if _asked(answer) and (not known or len(answer.deviations) < len(known.deviations)):
                 found[key] = answer
-    return list(found.values())
+    return _titled(list(found.values()))
+
+
+def _titled(found: list[Answer]) -> list[Answer]:
+    """With titles that tell answers of one question apart."""
+    for experiment in {answer.experiment for answer in found}:
+        alike = [answer for answer in found if answer.experiment == experiment]
+        for answer, title in zip(alike, naming.titles([a.place for a in alike]), strict=True):
+            answer.title = f"{experiment}: {title}"
+    for answer, short in zip(found, naming.slugs(a.title for a in found), strict=True):
+        answer.slug = short
+    return found
 
 
 def _asked(answer: Answer) -> bool:
@@ -111,10 +132,27 @@ def _asked(answer: Answer) -> bool:
     return bool(arms & set(question.treated) and arms & set(question.controls))
 
 
+def _by_place(question: Question, runs: list[Run]) -> dict[str, list[Run]]:
+    places: dict[str, list[Run]] = {}
+    for run in runs:
+        places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
+    return places
+
+
 def _place(config: dict[str, Any], question: Question) -> dict[str, Any]:
     """What all runs of an answer agree in."""
-    kept = shared(config)
-    return {k: v for k, v in kept.items() if k not in question.values[0] and can_change_result(k)}
+    free = question.values[0].keys() | ({RATE} if question.learning_rate == "own" else set())
+    return {k: v for k, v in shared(config).items() if k not in free and can_change_result(k)}
+
+
+def _untuned(question: Question, members: list[Run], tunings: list[Tuning]) -> Iterator[str]:
+    """Where the learning rates are not those that the registered trials choose."""
+    folders = {run.folder for run in members}
+    seeds = [t.seeds for t in tunings if folders & {run.folder for run in t.at_own_rates}]
+    if not seeds:
+        yield "one learning rate for all arms instead of each arm's own (tune=lr)"
+    for other in (found for found in seeds if found != sorted(question.tuning_seeds)):
+        yield f"tune.seeds={other} instead of {question.tuning_seeds}"
 
 
 def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
@@ -127,7 +165,8 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         as_shipped = arm in question.arms and not arm_changes(run.config)
         if setting is None or not as_shipped or run.config["seed"] not in question.seeds:
             others.append(run)
-        elif run.value is not None:  # of several with one seed the first by path counts
+        elif run.tested(question.measure) is not None:
+            # of several with one seed the first by path counts
             cells.setdefault((names[setting], arm), {}).setdefault(run.config["seed"], run)
     counted = [run for found in cells.values() for run in found.values()]
     config = members[0].config
@@ -136,7 +175,7 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         experiment=experiment,
         question=question,
         registration=asked,
-        title=naming.kind(config),
+        place=_place(config, question),
         deviations=[*_deviations(experiment, question, config), *_too_early(asked, counted)],
         contrasts=list(_contrasts(question, names, cells)),
         runs=counted,
@@ -152,13 +191,20 @@ def _setting(config: dict[str, Any], question: Question) -> int | None:
 
 
 def _setting_name(question: Question, values: dict[str, Any]) -> str:
-    """The name under which configs/setting has these values; else the values."""
-    for file in sorted((CONFIGS / "setting").glob("*.yaml")):
-        changes = {f"arch.{k}": v for k, v in (yaml.safe_load(file.read_text()) or {}).items()}
-        if values and question.values[0] | changes == values:
-            return file.stem
+    """Its name in configs/setting, where the question is about all that stands there; else its
+    values.
+    """
+    files = sorted((CONFIGS / "setting").glob("*.yaml"))
+    changes = {
+        file.stem: {f"arch.{k}": v for k, v in (yaml.safe_load(file.read_text()) or {}).items()}
+        for file in files
+    }
+    if values.keys() == {key for change in changes.values() for key in change}:
+        for name, change in changes.items():
+            if question.values[0] | change == values:
+                return name
     changed = {k: v for k, v in values.items() if v != question.values[0][k]}
-    return " ".join(f"{key}={typed(value)}" for key, value in changed.items())
+    return " ".join(f"{key}={typed(value)}" for key, value in (changed or values).items())
 
 
 def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> Iterator[str]:
@@ -205,27 +251,25 @@ def _contrasts(
     """All that the question registers, whether there are runs for it or not: the level of their
     intervals, which hold together with 95 %, is that of all of them from the start.
     """
-    metric = question.primary.removeprefix("test/")
+    measure = question.measure
     first = question.controls[0]
     within = len(names) * len(question.treated) * len(question.controls)
     level = 1 - statistics.ALPHA / (within + (len(names) - 1) * len(question.treated))
     counted = [run for found in cells.values() for run in found.values()]
-    samples = {run.result.get("test_samples") for run in counted}
-    known = samples.pop() if len(samples) == 1 else None
-    same_data = len({str(run.result.get("data_fingerprint")) for run in counted}) == 1
+    known, comparable = samples_tested(counted), same_data(counted)
 
     def values(setting: str, arm: str) -> dict[int, float]:
-        found = cells.get((setting, arm), {}) if same_data else {}
-        return {seed: run.value for seed, run in found.items()}
+        found = cells.get((setting, arm), {}) if comparable else {}
+        return {seed: run.tested(measure) for seed, run in found.items()}
 
     def effect(setting: str, arm: str, control: str) -> Effect | None:
         ours, theirs = values(setting, arm), values(setting, control)
         if not ours.keys() & theirs.keys():
             return None
-        return statistics.paired_effect(ours, theirs, metric, level, known)
+        return statistics.paired_effect(ours, theirs, measure, level, known)
 
     def per_seed(setting: str, arm: str) -> dict[int, float]:
-        return statistics.per_seed(values(setting, arm), values(setting, first), metric)
+        return statistics.per_seed(values(setting, arm), values(setting, first), measure)
 
     for name in names:
         for arm in question.treated:
@@ -237,6 +281,5 @@ def _contrasts(
             more = [here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())]
             parts = (effect(name, arm, first), effect(names[0], arm, first))
             floor = math.hypot(*(part.floor for part in parts if part))
-            unit = statistics.UNIT[metric]
-            found = statistics.effect_of(more, unit, level, floor) if more else None
+            found = statistics.effect_of(more, measure.unit, level, floor) if more else None
             yield Contrast(name, arm, first, found, base=names[0])

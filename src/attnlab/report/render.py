@@ -27,7 +27,7 @@ from attnlab.report.questions import Answer, answers
 from attnlab.report.surface import has_surface
 from attnlab.report.tables import Table
 from attnlab.report.tuning import Tuning
-from attnlab.runs.files import slug, write_atomic
+from attnlab.runs.files import write_atomic
 
 MOST_DRAWN = 16  # comparisons with figures: each costs half a second, and its share of the page
 MOST_SURFACES = 4  # of these with figure 1: a browser shows about 16 interactive surfaces at once
@@ -106,7 +106,7 @@ def report(root: Path, out: Path) -> None:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         failed: list[str] = []
-        asked = _try("What was asked", failed, answers, compared)
+        asked = _try("What was asked", failed, answers, compared, tuned)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
@@ -242,16 +242,15 @@ def _section(
 
 
 def _question_section(answer: Answer, out: Path) -> list[QuestionSection]:
-    name = slug(f"{answer.experiment} {answer.title}")
     section = QuestionSection(
-        title=f"{answer.experiment}: {answer.title}",
+        title=answer.title,
         tag=answer_text.tag(answer),
-        slug=name,
+        slug=answer.slug,
         quotation=answer_text.quotation(answer),
         verdicts=answer_text.verdicts(answer),
         table=answer_text.table(answer),
         notes=answer_text.notes(answer),
-        figures=answer_figure(answer, name, out),
+        figures=answer_figure(answer, answer.slug, out),
     )
     return [section]
 

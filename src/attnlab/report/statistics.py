@@ -14,18 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, stdev  # exact: equal values have a spread of exactly 0
-from typing import Literal
 
 from scipy import stats
+
+from attnlab.config.measures import ACCURACY, Measure
 
 BASELINE = "dot_product"
 ALPHA = 0.05
 POWER = 0.9
 MAX_SEEDS = 1000  # nobody trains more; a number of seeds beyond it is None
 ROUNDING = 1e-9  # in units of an effect; values this near are equal
-
-Metric = Literal["perplexity", "accuracy"]
-UNIT: dict[Metric, str] = {"perplexity": "%", "accuracy": "points"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,8 @@ class Summary:
 class Effect(Summary):
     """Effect of an arm over the dot product, positive if the arm is better.
 
-    unit: "%" (perplexity lower by) or "points" (accuracy higher by, of 100).
+    unit: that of the `Measure`: "%" (perplexity lower by), "points" (accuracy higher by, of 100),
+    or "BLEU" (higher by).
     level: of the interval, 0.95 for one compared arm.
     p: two-sided, of the paired t-test; None without sd.
     p_holm: p corrected for all arms of the comparison; for a single compared arm it is p.
@@ -88,18 +87,16 @@ def summarize(
 
 
 def per_seed(
-    arm: Mapping[int, float], dot: Mapping[int, float], metric: Metric
+    arm: Mapping[int, float], dot: Mapping[int, float], measure: Measure
 ) -> dict[int, float]:
-    """Seed -> effect of `arm` over `dot`, each a dict of seed -> perplexity, or accuracy from 0
-    to 1, in the unit of the metric.
+    """Seed -> effect of `arm` over `dot`, each a dict of seed -> value, in the unit of
+    the measure.
 
     Only seeds of both count: they share data order and initial values, so their difference has
     less noise than either.
     """
     seeds = sorted(arm.keys() & dot.keys())
-    if metric == "perplexity":
-        return {seed: 100 * (1 - arm[seed] / dot[seed]) for seed in seeds}
-    return {seed: 100 * (arm[seed] - dot[seed]) for seed in seeds}
+    return {seed: measure.difference(arm[seed], dot[seed]) for seed in seeds}
 
 
 def sampling_error(mean: float, samples: int) -> float:
@@ -118,7 +115,7 @@ def sampling_error(mean: float, samples: int) -> float:
 def paired_effect(
     arm: Mapping[int, float],
     dot: Mapping[int, float],
-    metric: Metric,
+    measure: Measure,
     level: float = 1 - ALPHA,
     samples: int | None = None,
 ) -> Effect:
@@ -126,9 +123,9 @@ def paired_effect(
 
     Errors: ValueError if they have no seed in common.
     """
-    values = list(per_seed(arm, dot, metric).values())
+    values = list(per_seed(arm, dot, measure).values())
     floor = sampling_error(fmean(values), samples) if samples and values else 0.0
-    return effect_of(values, UNIT[metric], level, floor if metric == "accuracy" else 0.0)
+    return effect_of(values, measure.unit, level, floor if measure is ACCURACY else 0.0)
 
 
 def effect_of(values: Sequence[float], unit: str, level: float, floor: float = 0.0) -> Effect:
@@ -141,14 +138,14 @@ def effect_of(values: Sequence[float], unit: str, level: float, floor: float = 0
         return Effect(s.n, s.mean, None, None, None, unit, level, p=None, p_holm=None)
     effect = Effect(s.n, s.mean, s.sd, None, None, unit, level, None, None, floor)
     low, high = s.mean - effect.half_width(s.n), s.mean + effect.half_width(s.n)
-    if unit == UNIT["accuracy"]:
+    if unit != "%":
         low, high = max(-100.0, low), min(100.0, high)
     p = float(2 * stats.t.sf(abs(s.mean) / effect.error(s.n), s.n - 1))
     return replace(effect, low=low, high=high, p=p, p_holm=p)
 
 
 def compare(
-    runs: Mapping[str, Mapping[int, float]], metric: Metric, samples: int | None = None
+    runs: Mapping[str, Mapping[int, float]], measure: Measure, samples: int | None = None
 ) -> dict[str, Effect]:
     """Effect of every arm with a seed in common with dot_product; `runs`: arm -> seed -> value,
     for an accuracy over so many test `samples`.
@@ -161,7 +158,9 @@ def compare(
     k = sum(n > 1 for n in seeds.values())  # a single run is not tested, so it costs nothing
     level = 1 - ALPHA / max(k, 1)
     effects = {
-        arm: paired_effect(runs[arm], dot, metric, level, samples) for arm, n in seeds.items() if n
+        arm: paired_effect(runs[arm], dot, measure, level, samples)
+        for arm, n in seeds.items()
+        if n
     }
     p_holm = holm({arm: effect.p for arm, effect in effects.items() if effect.p is not None})
     return {arm: replace(effect, p_holm=p_holm.get(arm)) for arm, effect in effects.items()}

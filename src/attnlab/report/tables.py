@@ -2,7 +2,6 @@
 and the runs themselves.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,7 @@ def results(comparison: Comparison) -> Table:
     level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
     columns = {
         "model": "text",
-        f"test {comparison.metric}": "number",
+        f"test {comparison.measure.name}": "number",
         "published effect": "number",
         f"effect over dot product{level}": "number",
         "p (Holm)": "number",
@@ -108,12 +107,8 @@ def _mean_effect(comparison: Comparison, arm: Arm) -> str:
     base = comparison.baseline
     if base is None or not base.values.keys() & arm.values.keys():
         return DASH
-    effect = statistics.paired_effect(arm.values, base.values, comparison.metric)
+    effect = statistics.paired_effect(arm.values, base.values, comparison.measure)
     return f"{effect.mean:+.2f} {effect.unit}"
-
-
-# Where an interval of the metric ends at the latest.
-WITHIN = {"perplexity": (1, math.inf), "accuracy": (0, 100)}
 
 
 def judge(arm: Arm, effect: Effect) -> Verdict:
@@ -127,19 +122,18 @@ def judge(arm: Arm, effect: Effect) -> Verdict:
 def _ours(comparison: Comparison, arm: Arm) -> str:
     if not arm.values:
         return DASH
-    factor, end = (1, "") if comparison.metric == "perplexity" else (100, " %")
-    values = [factor * value for value in arm.values.values()]
-    s = statistics.summarize(values, within=WITHIN[comparison.metric])
+    measure = comparison.measure
+    values = [measure.factor * value for value in arm.values.values()]
+    s = statistics.summarize(values, within=measure.within)
     interval = "" if s.sd is None else f" [{s.low:,.2f}, {s.high:,.2f}]"
-    return f"{s.mean:,.2f}{interval}{end}"
+    return f"{s.mean:,.2f}{interval}{measure.suffix}"
 
 
 def _published(arm: Arm) -> str:
     known = reference(arm.config)
     if known is None:
         return DASH
-    unit = statistics.UNIT[arm.runs[0].metric]
-    text = f"{known.effect:+.2f} {unit}"
+    text = f"{known.effect:+.2f} {arm.runs[0].measure.unit}"
     return f"{text} (table {known.table})" if known.exact else f"({text}, orientation)"
 
 
@@ -227,10 +221,7 @@ def _identity(run: Run) -> list[str]:
 
 
 def _made(run: Run) -> list[str]:
-    if run.value is None:
-        value = run.status
-    else:
-        value = f"{run.value:,.2f}" if run.metric == "perplexity" else f"{100 * run.value:.2f} %"
+    value = run.status if run.value is None else run.measure.shown(run.value)
     return [value, commit(run.env), *(_known(run.env, k) for k in MACHINE)]
 
 

@@ -2,6 +2,7 @@
 
 from statistics import fmean
 
+from attnlab.config.measures import BLEU
 from attnlab.report import published, statistics
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.tables import DASH, Cell, Table
@@ -15,13 +16,28 @@ def table(comparison: Comparison) -> Table:
     the published BLEU; no rows without a translation.
     """
     columns = {"model": "text", **dict.fromkeys(MEASURES, "number")}
-    columns |= {"BLEU over dot product": "number", "published BLEU": "number", "n": "number"}
     arms = [arm for arm in comparison.arms if _values(arm, MEASURES["BLEU"])]
-    # an effect in points of 100, as of an accuracy from 0 to 1
-    bleu = {arm.label: _values(arm, MEASURES["BLEU"], 0.01) for arm in arms}
-    same = len(comparison.fingerprints) == len(_signatures(comparison)) == 1
-    effects = statistics.compare(bleu, "accuracy") if same else {}
+    effects = _effects(comparison)
+    tested = [effect for effect in effects.values() if effect.sd is not None]
+    level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
+    columns |= {
+        f"BLEU over dot product{level}": "number",
+        "published BLEU": "number",
+        "n": "number",
+    }
     return Table(columns, [_row(comparison, arm, effects.get(arm.label)) for arm in arms])
+
+
+def _effects(comparison: Comparison) -> dict[str, statistics.Effect]:
+    """On test BLEU, of the arms that are judged, by label; none where runs had other data or
+    measured otherwise.
+    """
+    if not len(comparison.fingerprints) == len(_signatures(comparison)) == 1:
+        return {}
+    bleu = {arm.label: _values(arm, MEASURES["BLEU"]) for arm in comparison.judged}
+    if comparison.baseline:
+        bleu[statistics.BASELINE] = _values(comparison.baseline, MEASURES["BLEU"])
+    return statistics.compare(bleu, BLEU)
 
 
 def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> list[Cell]:
@@ -35,10 +51,10 @@ def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> 
     return [arm.label, *cells, over, theirs, str(len(arm.counted))]
 
 
-def _values(arm: Arm, key: str, factor: float = 1.0) -> dict[int, float]:
+def _values(arm: Arm, key: str) -> dict[int, float]:
     """seed -> value, of the finished runs that have one."""
     found = {seed: run.result.get(key) for seed, run in arm.counted.items()}
-    return {seed: factor * value for seed, value in found.items() if value is not None}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _mean(values: list[float]) -> str:

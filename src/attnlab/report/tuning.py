@@ -8,14 +8,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
+from attnlab.config.measures import PERPLEXITY, Measure
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.compare import Arm, arms_of, shared
+from attnlab.report.compare import Arm, arms_of, same_data, samples_tested, shared
 from attnlab.report.curves import MOST_ARMS, Curve, Curves, style
 from attnlab.report.statistics import BASELINE, Effect
 from attnlab.report.tables import DASH, Table, effect_text
-from attnlab.runs.files import slug
 from attnlab.sweeps.tuning import Choice, choose
 
 RATE = "trainer.lr"
@@ -25,11 +26,12 @@ Values = dict[int, float]  # seed -> test metric
 @dataclass
 class Tuned:
     """One arm. response: rate -> validation metric of its trials. own: the rate that they choose.
-    fresh: rate -> test metric, of the seeds that are not for tuning.
+    fresh: rate -> test metric, of the seeds that are not for tuning. own is None until every trial
+    is finished.
     """
 
     arm: Arm
-    response: dict[float, list[float]]
+    response: dict[float, Values]
     own: Choice | None
     fresh: dict[float, Values]
 
@@ -37,13 +39,13 @@ class Tuned:
 @dataclass
 class Tuning:
     """Arms whose runs agree in everything but arm, seed and learning rate. common: the rate at
-    which most of the runs that are no trials were made; None without any. at_common, at_own:
+    which all arms have been run, no trials, with most runs; None without one. at_common, at_own:
     effects over the dot product by label.
     """
 
     title: str
     slug: str
-    metric: str
+    measure: Measure
     seeds: list[int]
     arms: list[Tuned]
     common: float | None
@@ -55,10 +57,22 @@ class Tuning:
         """Of all trials, rising."""
         return sorted({rate for tuned in self.arms for rate in tuned.response})
 
+    @property
+    def at_own_rates(self) -> list[Run]:
+        """The runs, no trials, of every arm at the rate that its trials chose."""
+        return [
+            run
+            for tuned in self.arms
+            for run in tuned.arm.runs
+            if tuned.own
+            and run.config[RATE] == tuned.own.rate
+            and run.config["seed"] not in self.seeds
+        ]
+
 
 def tunings(runs: Iterable[Run]) -> tuple[list[Tuning], list[Run]]:
-    """All tunings, and the runs to be compared as ever: all but trials and those at an own rate
-    that is not the common one.
+    """All tunings, and the runs to be compared as ever: all but trials, runs with a tuning seed,
+    and those at an own rate that is not the common one.
     """
     groups: dict[str, list[Run]] = {}
     rest = []
@@ -66,36 +80,33 @@ def tunings(runs: Iterable[Run]) -> tuple[list[Tuning], list[Run]]:
         if run.status == "unreadable":
             rest.append(run)
         else:
-            kept = {key: value for key, value in shared(run.config).items() if key != RATE}
-            groups.setdefault(naming.frozen(kept), []).append(run)
-    found = []
-    for group in groups.values():
-        if any(run.config["runtime.tuning"] for run in group):
-            found.append(_tuning(group, len(found) + 1))
-            group = [run for run in group if _is_common(run, found[-1])]
-        rest += group
+            groups.setdefault(naming.frozen(_all_but_rate(run)), []).append(run)
+    tuned = [group for group in groups.values() if any(map(_is_trial, group))]
+    titles = naming.titles([_all_but_rate(group[0]) for group in tuned])
+    slugs = naming.slugs(f"tuning {title}" for title in titles)
+    found = [_tuning(*each) for each in zip(titles, slugs, tuned, strict=True)]
+    rest += [run for group in groups.values() if group not in tuned for run in group]
+    for tuning, group in zip(found, tuned, strict=True):
+        chosen = {run.folder for run in tuning.at_own_rates if run.config[RATE] != tuning.common}
+        kept = (run for run in group if run.config["seed"] not in tuning.seeds)
+        rest += [run for run in kept if run.folder not in chosen]
     return found, rest
 
 
-def _is_common(run: Run, tuning: Tuning) -> bool:
-    return run.config["seed"] not in tuning.seeds and run.config[RATE] == tuning.common
+def _all_but_rate(run: Run) -> dict[str, Any]:
+    return {key: value for key, value in shared(run.config).items() if key != RATE}
 
 
-def _tuning(group: list[Run], number: int) -> Tuning:
-    seeds = sorted({run.config["seed"] for run in group if run.config["runtime.tuning"]})
-    metric = group[0].metric
-    arms = [_tuned(arm, seeds, metric) for arm in arms_of(group)]
-    counts: dict[float, int] = {}
-    for tuned in arms:
-        for rate, values in tuned.fresh.items():
-            counts[rate] = counts.get(rate, 0) + len(values)
-    own = {tuned.own.rate for tuned in arms if tuned.own}
-    # of equally many runs those at a rate that no arm chose
-    common = max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
-    finished = [run for run in group if run.value is not None]
-    one = len({str(run.result.get("data_fingerprint")) for run in finished}) == 1
-    samples = {run.result.get("test_samples") for run in finished}
-    known = samples.pop() if len(samples) == 1 else None
+def _is_trial(run: Run) -> bool:
+    return run.config["runtime.tuning"]
+
+
+def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
+    seeds = sorted({run.config["seed"] for run in group if _is_trial(run)})
+    measure = group[0].measure
+    arms = [_tuned(arm, seeds, measure) for arm in arms_of(group)]
+    common = _common(arms)
+    fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
         "common": {t.arm.label: t.fresh.get(common, {}) for t in arms},
         "own": {t.arm.label: t.fresh.get(t.own.rate, {}) if t.own else {} for t in arms},
@@ -103,29 +114,45 @@ def _tuning(group: list[Run], number: int) -> Tuning:
     baseline = next((t.arm for t in arms if t.arm.own["model.name"] == BASELINE), None)
 
     def effects(values: dict[str, Values]) -> dict[str, Effect]:
-        if baseline is None or not one:
+        if baseline is None or not same_data(fresh):
             return {}
         dot = values.pop(baseline.label)
-        return statistics.compare({**values, BASELINE: dot}, metric, known)
+        return statistics.compare({**values, BASELINE: dot}, measure, samples_tested(fresh))
 
-    title = naming.kind(group[0].config)
+    effects_at = {name: effects(values) for name, values in at.items()}
     return Tuning(
-        title, slug(f"tuning {title} {number}"), metric, seeds, arms, common,
-        effects(at["common"]), effects(at["own"]),
-    )  # fmt: skip
+        title, short, measure, seeds, arms, common, effects_at["common"], effects_at["own"]
+    )
 
 
-def _tuned(arm: Arm, seeds: list[int], metric: str) -> Tuned:
-    response: dict[float, list[float]] = {}
+def _common(arms: list[Tuned]) -> float | None:
+    """The rate at which every arm that was run has runs, those with most runs; of several one that
+    no arm chose.
+    """
+    run = [tuned for tuned in arms if tuned.fresh]
+    own = {tuned.own.rate for tuned in arms if tuned.own}
+    rates = set.intersection(*(set(tuned.fresh) for tuned in run)) if run else set()
+    counts = {rate: sum(len(tuned.fresh[rate]) for tuned in run) for rate in sorted(rates)}
+    return max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
+
+
+def _tuned(arm: Arm, seeds: list[int], measure: Measure) -> Tuned:
+    response: dict[float, Values] = {}
     fresh: dict[float, Values] = {}
     for run in arm.runs:
         rate, seed = run.config[RATE], run.config["seed"]
-        validated = run.result.get(f"best/val/{metric}") if run.status == "finished" else None
-        if seed in seeds and (validated is not None or run.cause.startswith("NonFinite")):
-            response.setdefault(rate, []).append(math.nan if validated is None else validated)
+        key = f"best/val/{measure.name}"
+        validated = run.result.get(key) if run.status == "finished" else None
+        if run.cause.startswith("NonFinite"):
+            validated = math.nan
+        if seed in seeds and validated is not None:
+            response.setdefault(rate, {}).setdefault(seed, validated)
         elif seed not in seeds and run.value is not None:
             fresh.setdefault(rate, {}).setdefault(seed, run.value)
-    return Tuned(arm, response, choose(response, metric) if response else None, fresh)
+    tried = {run.config[RATE] for run in arm.runs if _is_trial(run)}
+    values = {rate: list(response.get(rate, {}).values()) for rate in sorted(tried)}
+    finished = bool(tried) and all(len(found) == len(seeds) for found in values.values())
+    return Tuned(arm, response, choose(values, measure) if finished else None, fresh)
 
 
 def table(tuning: Tuning) -> Table:
@@ -143,8 +170,8 @@ def table(tuning: Tuning) -> Table:
 
 
 def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
-    responses = [_mean(tuned.response.get(rate, []), tuning.metric) for rate in tuning.rates]
-    own = DASH
+    responses = [_mean(tuned.response.get(rate, {}), tuning.measure) for rate in tuning.rates]
+    own = "trials unfinished"
     if tuned.own:
         own = f"{tuned.own.rate:g}" + (" (edge of the grid)" if tuned.own.at_edge else "")
     effects = [_effect(e.get(tuned.arm.label)) for e in (tuning.at_common, tuning.at_own)]
@@ -154,12 +181,13 @@ def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
     return [tuned.arm.label, *responses, own, *effects, str(n)]
 
 
-def _mean(values: list[float], metric: str) -> str:
+def _mean(response: Values, measure: Measure) -> str:
+    values = list(response.values())
     if not values:
         return DASH
     if any(map(math.isnan, values)):
         return "diverged"
-    return f"{fmean(values):,.2f}" if metric == "perplexity" else f"{100 * fmean(values):.2f} %"
+    return measure.shown(fmean(values))
 
 
 def _effect(effect: Effect | None) -> str:
@@ -170,8 +198,8 @@ def notes(tuning: Tuning) -> list[str]:
     """What a reader must know of it, in sentences."""
     seeds = ", ".join(map(str, tuning.seeds))
     said = [
-        f"Mean validation {tuning.metric} over the tuning seeds ({seeds}) chose each arm's own "
-        "rate. No run with a tuning seed is in any effect. Intervals hold together with 95 % "
+        f"Mean validation {tuning.measure.name} over the tuning seeds ({seeds}) chose each arm's "
+        "own rate. No run with a tuning seed is in any effect. Intervals hold together with 95 % "
         "within a column."
     ]
     if edges := [t.arm.label for t in tuning.arms if t.own and t.own.at_edge]:
@@ -186,11 +214,14 @@ def curves(tuning: Tuning) -> Curves:
     """Validation metric over the learning rate, a curve for each arm, the band from the smallest
     to the largest seed. A rate at which a trial diverged is left out.
     """
-    factor = 1 if tuning.metric == "perplexity" else 100
+    factor = tuning.measure.factor
     drawn: list[Curve] = []
     for tuned in tuning.arms[:MOST_ARMS]:
         look = style(tuned.arm, [(c.color, c.dash) for c in drawn])
-        finite = {r: v for r, v in sorted(tuned.response.items()) if all(map(math.isfinite, v))}
+        found = {rate: list(values.values()) for rate, values in sorted(tuned.response.items())}
+        finite = {
+            rate: values for rate, values in found.items() if all(map(math.isfinite, values))
+        }
         curve = Curve(tuned.arm.label, *look, n=max(map(len, finite.values()), default=0))
         for rate, values in finite.items():
             curve.x.append(rate)
@@ -199,7 +230,7 @@ def curves(tuning: Tuning) -> Curves:
             curve.high.append(factor * max(values))
         drawn.append(curve)
     y = [value for curve in drawn for value in curve.mean]
-    log = tuning.metric == "perplexity" and bool(y) and max(y) > 10 * min(y)
-    label = f"best validation {tuning.metric}" + ("" if factor == 1 else ", %")
+    log = tuning.measure is PERPLEXITY and bool(y) and max(y) > 10 * min(y)
+    label = f"best validation {tuning.measure.axis}"
     left_out = [tuned.arm.label for tuned in tuning.arms[MOST_ARMS:]]
     return Curves(tuning.title, "learning rate", label, log, drawn, left_out, x_log=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnlab.config.compose import compose_config, plain, run_path
+from attnlab.config.measures import OF_KIND
 from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import FolderInUse
@@ -14,7 +15,7 @@ from attnlab.runs.folder import RunFolder
 
 FAILED = 1  # exit code of a sweep in which a job failed
 UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
-SCORES = ("test/accuracy", "test/perplexity")
+FINISHED = "finished"
 ELSEWHERE = "runs elsewhere"  # another process has its folder, here or on another machine
 
 
@@ -46,10 +47,10 @@ class Job:
 
     @property
     def score(self) -> str:
-        """The test metric that its result has, or nothing."""
+        """What its result is compared in, or nothing."""
+        key = f"test/{OF_KIND[self.cfg.data.kind][0].name}"
         result = RunFolder(self.path, self.cfg).result or {}
-        found = (f"{key} {result[key]:.5g}" for key in SCORES if key in result)
-        return next(found, "")
+        return f"{key} {result[key]:.5g}" if key in result else ""
 
     @property
     def failure(self) -> tuple[int, str] | None:
@@ -90,7 +91,7 @@ def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> 
     failure.
     """
     if code == 0:
-        return "finished"
+        return FINISHED
     if code == FolderInUse.exit_code:
         return ELSEWHERE
     failure = job.failure

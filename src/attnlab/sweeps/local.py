@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 
 from attnlab.runtime.signals import handled_by
 from attnlab.runtime.torchrun import REASON
-from attnlab.sweeps.jobs import ELSEWHERE, Job, command, ending, say, summarize
+from attnlab.sweeps.jobs import ELSEWHERE, FINISHED, Job, command, ending, say, summarize
 
 
 def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
@@ -54,7 +54,7 @@ def _one(crew: "Crew", progress: "Progress", job: Job, number: str) -> str:
     before = job.failure
     alone = [] if crew.size == 1 else ["runtime.progress=false"]  # bars would mix on a terminal
     end = ending(*crew.run([*command(job), *alone]), job, before)
-    say(f"{label}: {end} after {progress.end(job):.0f} s; {progress}")
+    say(f"{label}: {end} after {progress.end(job, end):.0f} s; {progress}")
     return end
 
 
@@ -71,11 +71,14 @@ class Progress:
         """A job starts now."""
         self._began[job.path] = time.monotonic()
 
-    def end(self, job: Job) -> float:
-        """A job ended now; the seconds it took."""
-        self._took.append(time.monotonic() - self._began.pop(job.path))
-        self._done.add(job.path)
-        return self._took[-1]
+    def end(self, job: Job, how: str) -> float:
+        """A job ended now; the seconds it took. Only a finished one says how long others take."""
+        took = time.monotonic() - self._began.pop(job.path)
+        if how == FINISHED:
+            self._took.append(took)
+        if how != ELSEWHERE:
+            self._done.add(job.path)
+        return took
 
     def skip(self, job: Job) -> None:
         """A job was done before."""
@@ -84,7 +87,7 @@ class Progress:
     def __str__(self) -> str:
         said = f"{len(self._done)} of {self.jobs} done, {len(self._began)} running"
         left = self.jobs - len(self._done)
-        if not left:
+        if not left or not self._took:
             return said
         mean, now = fmean(self._took), time.monotonic()
         running = [max(0.0, mean - (now - began)) for began in self._began.values()]

@@ -49,7 +49,7 @@ class Train:
 
 def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) -> int:
     """Queue all jobs that are not finished and wait for them; what it prints and returns are as
-    for `sweep.run_jobs`. Interrupted, it leaves the jobs in the queue and says which.
+    for `local.run_jobs`. Interrupted, it leaves the jobs in the queue and says which.
 
     Errors: `BadInput` if submitit or the cluster is not there, or does not know a parameter.
     """

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from attnlab.config.measures import OF_KIND, Measure
 from attnlab.config.tuning import Tuning, is_tuning
 from attnlab.errors import BadInput
 from attnlab.runs.folder import RunFolder
@@ -29,17 +30,16 @@ class Choice:
     at_edge: bool
 
 
-def choose(response: Mapping[float, Sequence[float]], metric: str) -> Choice | None:
-    """The rate with the best mean over the tuning seeds. response: rate -> validation perplexity
-    or accuracy of each seed, nan for a run that diverged; a rate at which one did is not chosen.
+def choose(response: Mapping[float, Sequence[float]], measure: Measure) -> Choice | None:
+    """The rate with the best mean over the tuning seeds. response: rate -> validation value
+    of each seed, nan for a run that diverged; a rate at which one did is not chosen.
     None if that leaves no rate. Of equal rates the smallest.
     """
-    sign = -1 if metric == "perplexity" else 1
     finite = {rate: v for rate, v in response.items() if v and all(map(math.isfinite, v))}
     means = {rate: fmean(values) for rate, values in finite.items()}
     if not means:
         return None
-    rate = max(sorted(means), key=lambda rate: sign * means[rate])
+    rate = max(sorted(means), key=lambda rate: measure.sign * means[rate])
     return Choice(rate, rate in (min(response), max(response)))
 
 
@@ -62,7 +62,8 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
         arms.setdefault(_arm(job), []).append(job)
     trials = {arm: _trials(arm, members[0], tuning) for arm, members in arms.items()}
     listed = [job for rates in trials.values() for row in rates.values() for job in row]
-    code = run([job for job in listed if not diverged(job)])
+    left = [job for job in listed if not diverged(job)]
+    code = run(left) if left else 0
     if code not in (0, FAILED):
         return code
     chosen = []
@@ -71,7 +72,7 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
         if own is None:
             return FAILED
         chosen += [_at(arm, job.cfg.seed, own.rate) for job in members]
-    return run(list({job.path: job for job in (*chosen, *jobs)}.values()))
+    return run(list({job.path: job for job in (*jobs, *chosen)}.values()))
 
 
 def without_tuning(job_overrides: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -98,19 +99,18 @@ def _at(arm: tuple[str, ...], seed: int, rate: float, *more: str) -> Job:
 def _choose(arm: tuple[str, ...], trials: dict[float, list[Job]]) -> Choice | None:
     """Print an arm's response and its own rate; None, said as well, if there is none yet."""
     name = " ".join(o for o in arm if o.startswith(("model", "setting", "arch", "data"))) or "arm"
-    reads = next(iter(trials.values()))[0].cfg.data.kind
-    metric = "perplexity" if reads in ("text", "translation") else "accuracy"
-    response = {rate: [_validated(job, metric) for job in row] for rate, row in trials.items()}
+    measure = OF_KIND[next(iter(trials.values()))[0].cfg.data.kind][0]
+    response = {rate: [_validated(job, measure) for job in row] for rate, row in trials.items()}
     if any(value is None for values in response.values() for value in values):
         say(f"{name}: trials are not finished; the same command continues")
         return None
-    found = choose(response, metric)
+    found = choose(response, measure)
     if found is None:
         say(f"{name}: at every rate a trial diverged; tune.factors needs smaller ones")
         return None
     means = ", ".join(f"{rate:g}: {fmean(values):.5g}" for rate, values in response.items())
     edge = ", at the grid's edge: a better one may lie beyond" if found.at_edge else ""
-    say(f"{name}: trainer.lr={found.rate:g}{edge} (mean validation {metric}: {means})")
+    say(f"{name}: trainer.lr={found.rate:g}{edge} (mean validation {measure.name}: {means})")
     return found
 
 
@@ -119,9 +119,9 @@ def diverged(job: Job) -> bool:
     return not job.finished and bool(job.failure) and job.failure[1].startswith("NonFinite")
 
 
-def _validated(job: Job, metric: str) -> float | None:
+def _validated(job: Job, measure: Measure) -> float | None:
     """A trial's best validation metric; nan if it diverged, None if it is not finished."""
     result = RunFolder(job.path, job.cfg).result
     if result is not None:
-        return result[f"best/val/{metric}"]
+        return result[f"best/val/{measure.name}"]
     return math.nan if diverged(job) else None
