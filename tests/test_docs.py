@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, config
+from conftest import MODELS, ROOT, config
 
 import attnlab
 from attnlab import cli
+from attnlab.runs.files import flatten
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -64,6 +65,17 @@ def test_commands_compose():
             config(*job)
         checked += 1
     assert checked >= 10
+
+
+def test_every_key_of_a_run_is_named_somewhere():
+    """The README says that the docs have all of them."""
+    data = sorted(file.stem for file in (ROOT / "configs" / "data").glob("*.yaml"))
+    chosen = [f"data={name}" for name in data if name not in ("text", "images", "translation")]
+    chosen += [f"model={name}" for name in MODELS]
+    keys = {key for word in chosen for key in flatten(config(word).model_dump())}
+    named = set(re.findall(r"\w+", " ".join(page.read_text() for page in PAGES)))
+    own = {"code_version", *(key for key in keys if key.startswith("data.augment."))}
+    assert sorted(key for key in keys - own if key.rpartition(".")[2] not in named) == []
 
 
 def test_readme_is_short():

@@ -13,7 +13,7 @@ from conftest import ROOT, Halts, children, config, metrics, newest
 from torch.nn.modules.module import register_module_forward_hook
 
 from attnlab.config.schema import ADDED
-from attnlab.errors import NonFinite
+from attnlab.errors import NonFinite, OutOfResources
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
 from attnlab.training import checkpoint
@@ -170,6 +170,22 @@ def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):
     assert process.returncode == 5 and "Traceback" not in err, err
     assert "a process that loads data (runtime.workers=2) ended or hangs: " in err
     assert "the same command continues" in err
+
+
+def test_a_save_that_reads_back_wrongly_is_one_line_and_leaves_no_file(
+    cache, tmp_path, monkeypatch
+):
+    real = os.fsync
+
+    def spoil(descriptor):
+        real(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".pt.part"):
+            os.pwrite(descriptor, b"other bytes", 100)
+
+    monkeypatch.setattr(os, "fsync", spoil)
+    with pytest.raises(OutOfResources, match="gives back other bytes than were written"):
+        run(smoke(cache), tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, tmp_path):

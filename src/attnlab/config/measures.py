@@ -24,9 +24,9 @@ class Measure:
     suffix: str
     effect: str
 
-    def of(self, result: dict, prefix: str = "test") -> float | None:
-        """Its value in a result.json; None if that is not a number that it can be."""
-        value = result.get(f"{prefix}/{self.name}")
+    def of(self, result: dict) -> float | None:
+        """Its test value in a result.json; None if that is not a number that it can be."""
+        value = result.get(f"test/{self.name}")
         if value is None or not math.isfinite(value):
             return None
         return value if self.low <= value <= self.high else None

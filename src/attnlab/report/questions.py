@@ -96,11 +96,11 @@ def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]
     found: dict[str, Answer] = {}
     for experiment, question in questions().items():
         kind = _composed(experiment)["data.kind"]
-        places = _by_place(question, [run for run in readable if run.config["data.kind"] == kind])
-        at_own: dict[str, list[Run]] = {}
-        if question.learning_rate == "own":
-            at_own = _by_place(question, [run for each in tunings for run in each.at_own_rates])
-        for place, members in (places | at_own).items():
+        places = _by_place(question, kind, readable)
+        if question.learning_rate == "own":  # where arms have one, runs at another do not count
+            at_own = (run for tuning in tunings for run in tuning.at_own_rates)
+            places |= _by_place(question, kind, at_own)
+        for place, members in places.items():
             answer = _answer(experiment, question, members)
             if question.learning_rate == "own":
                 answer.deviations += _untuned(question, members, tunings)
@@ -132,9 +132,9 @@ def _asked(answer: Answer) -> bool:
     return bool(arms & set(question.treated) and arms & set(question.controls))
 
 
-def _by_place(question: Question, runs: list[Run]) -> dict[str, list[Run]]:
+def _by_place(question: Question, kind: str, runs: Iterable[Run]) -> dict[str, list[Run]]:
     places: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.config["data.kind"] == kind):
         places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
     return places
 

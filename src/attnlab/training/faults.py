@@ -88,6 +88,11 @@ def explain(
             f"{error.filename or folder.path}: cannot be written ({error.strerror}); "
             f"{_free(folder.path)}. {_saved(folder.checkpoints)}"
         )
+    if isinstance(error, checkpoint.Damaged):
+        return OutOfResources(
+            f"{error}: the disk gives back other bytes than were written. "
+            f"{_saved(folder.checkpoints)}"
+        )
     processes = distributed.world_size()
     if processes > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
         return PeerLost(
