@@ -140,7 +140,7 @@ def test_a_model_attends_by_distance_or_is_refused(model):
         assert not torch.allclose(net(ids)[0, -1], net(swapped)[0, -1], atol=1e-6)
         for block in net.blocks:
             block.attention.qkv.weight[: 2 * 32] = 0
-        found = maps(net, ids, [0, 1])
+        found = maps(net, ids, [block.attention.mechanism for block in net.blocks])
     distance = (torch.arange(80)[:, None] - torch.arange(80)).double()
     for head in range(2):
         raised = torch.exp(-distance / 16 ** (head + 1)).tril()
