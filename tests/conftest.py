@@ -133,7 +133,9 @@ class Halts:
 
     Each is (occasion, count): the process stops just before it does so for the count-th time since
     the moment before. "open a metrics.jsonl" is a row, "open w .step_*" a save. A third value
-    names an error (ENOSPC) that it gets from there on, each time, instead of halting.
+    names an error (ENOSPC) that it gets from there on, each time, instead of halting; or it is
+    "wait": only this thread stands still. If it is the main one it handles a signal there and
+    then, while any thread of a halted process may take it later.
     """
 
     KEYS = frozenset({"HALTS", "HALTS_FOLDER", "PYTHONPATH"})  # of `env`
@@ -141,6 +143,7 @@ class Halts:
     def __init__(self, folder: Path, *moments: tuple):
         self.folder = Path(tempfile.mkdtemp(prefix="halts-", dir=folder))
         self.last = len(moments) - 1
+        self.waits = [moment[2:] == ("wait",) for moment in moments]
         paths = [str(Path(__file__).parent / "halting"), os.environ.get("PYTHONPATH")]
         self.env = {
             "HALTS": json.dumps([(*moment, "halt")[:3] for moment in moments]),
@@ -155,13 +158,17 @@ class Halts:
         marker = self.folder / str(self.last - number)
         until(process, lambda: marker.is_file() and marker.read_text())
         pid = int(marker.read_text())
-        until(process, lambda: state(pid) == "T")
+        if not self.waits[number]:
+            until(process, lambda: state(pid) == "T")
         return pid
 
     def go_on(self, process: subprocess.Popen, number: int = 0) -> int:
         """Wait for the moment, and let the process that halted go on; its id."""
         pid = self.wait(process, number)
-        os.kill(pid, signal.SIGCONT)
+        if self.waits[number]:
+            (self.folder / f"{self.last - number}.go").touch()
+        else:
+            os.kill(pid, signal.SIGCONT)
         return pid
 
 

@@ -82,7 +82,7 @@ def test_a_second_signal_acts_at_once(start, tmp_path):
 
 def test_a_signal_after_the_result_does_not_take_it_back(start, tmp_path):
     """Between the last file's new name and its being on disk."""
-    halts = Halts(tmp_path, ("os.rename result.json", 1), ("open None run", 1))
+    halts = Halts(tmp_path, ("os.rename result.json", 1), ("open None run", 1, "wait"))
     process = start("scale=smoke", "hydra.run.dir=run", **halts.env)
     halts.go_on(process)
     halts.wait(process, 1)

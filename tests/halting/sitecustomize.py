@@ -1,6 +1,6 @@
 """Read by Python at the start of a process that a test has given `Halts`: at the files it opens or
-renames, the process stops itself, or is told that the disk is full. So a test need not be faster
-than what it watches.
+renames, the process stops itself, waits, or is told that the disk is full. So a test need not be
+faster than what it watches.
 """
 
 import errno
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 moments = json.loads(os.environ["HALTS"])
@@ -29,17 +30,21 @@ def hook(event, args):
     seen[0] += 1
     if seen[0] < count:
         return
-    if action != "halt":  # from here on, each time
+    if action not in ("halt", "wait"):  # from here on, each time
         raise OSError(getattr(errno, action), os.strerror(getattr(errno, action)), name)
     del moments[0]
     seen[0] = 0
+    number = str(len(moments))
     try:  # of several processes with the same moments, one halts
-        marker = os.open(markers / str(len(moments)), os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        marker = os.open(markers / number, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return
     os.write(marker, str(os.getpid()).encode())
     os.close(marker)
-    os.kill(os.getpid(), signal.SIGSTOP)
+    if action == "halt":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while action == "wait" and not os.path.exists(markers / f"{number}.go"):
+        time.sleep(0.005)
 
 
 sys.addaudithook(hook)
