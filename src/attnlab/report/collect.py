@@ -77,6 +77,7 @@ class Run:
     @property
     def value(self) -> float | None:
         """The test value of a finished run; None if that is not a number it can be."""
+        # what cannot be read has no measure
         return self.tested(self.measure) if self.status == "finished" else None
 
     def tested(self, measure: Measure) -> float | None:

@@ -7,7 +7,7 @@ from attnlab.report import published, statistics
 from attnlab.report.compare import Arm, Comparison
 from attnlab.report.tables import DASH, Cell, Table
 
-MEASURES = {"BLEU": "test/bleu", "chrF": "test/chrf", "validation BLEU": "best/val/bleu"}
+SCORES = {"BLEU": "test/bleu", "chrF": "test/chrf", "validation BLEU": "best/val/bleu"}
 SHOWN = 3  # sample sentences
 
 
@@ -15,8 +15,8 @@ def table(comparison: Comparison) -> Table:
     """Means over seeds with their range, the paired effect on test BLEU over the dot product, and
     the published BLEU; no rows without a translation.
     """
-    columns = {"model": "text", **dict.fromkeys(MEASURES, "number")}
-    arms = [arm for arm in comparison.arms if _values(arm, MEASURES["BLEU"])]
+    columns = {"model": "text", **dict.fromkeys(SCORES, "number")}
+    arms = [arm for arm in comparison.arms if _values(arm, SCORES["BLEU"])]
     effects = _effects(comparison)
     tested = [effect for effect in effects.values() if effect.sd is not None]
     level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
@@ -34,14 +34,14 @@ def _effects(comparison: Comparison) -> dict[str, statistics.Effect]:
     """
     if not len(comparison.fingerprints) == len(_signatures(comparison)) == 1:
         return {}
-    bleu = {arm.label: _values(arm, MEASURES["BLEU"]) for arm in comparison.judged}
+    bleu = {arm.label: _values(arm, SCORES["BLEU"]) for arm in comparison.judged}
     if comparison.baseline:
-        bleu[statistics.BASELINE] = _values(comparison.baseline, MEASURES["BLEU"])
+        bleu[statistics.BASELINE] = _values(comparison.baseline, SCORES["BLEU"])
     return statistics.compare(bleu, BLEU)
 
 
 def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> list[Cell]:
-    cells = [_mean(list(_values(arm, key).values())) for key in MEASURES.values()]
+    cells = [_mean(list(_values(arm, key).values())) for key in SCORES.values()]
     over = "baseline" if arm is comparison.baseline else DASH
     if effect:
         interval = "" if effect.sd is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]"
