@@ -28,7 +28,7 @@ TASKS = st.lists(
 
 def symbols(tasks, length, **sizes):
     fixed = {"name": "nt", "kind": "symbols", "n": 2, "tau": 1}
-    sizes = {"train_size": 8, "eval_size": 12} | sizes
+    sizes = {"train_size": 8, "eval_size": 12, "test_ladder": None} | sizes
     return NT(**fixed, ladder=tasks, sequence_length=length, **sizes)
 
 

@@ -19,6 +19,7 @@ from attnlab.errors import BadInput
 from attnlab.report.collect import collect
 from attnlab.report.compare import comparisons
 from attnlab.report.ladder import ladders, note, table
+from attnlab.report.render import report
 from attnlab.run import run
 
 START, SELECTIVE, RECALL = 10, 11, 12  # of the copy tasks; symbols are 0 to 9
@@ -32,7 +33,7 @@ DELAYS = st.lists(
     min_size=1,
     max_size=3,
 )
-SIZES = {"kind": "symbols", "train_size": 8, "eval_size": 8}
+SIZES = {"kind": "symbols", "train_size": 8, "eval_size": 8, "test_ladder": None}
 
 
 def copies(ladder, name="random_copy", **more):
@@ -220,6 +221,8 @@ def test_a_run_measures_every_level(task, cache, tmp_path):
         ("data=mqar data.length=15", "data.length=15 must be at least 4 * pairs = 16"),
         ("data=mqar data.length=65", "data.length=65 must be at most data.sequence_length=64"),
         ("data=mqar data.ladder=[[4,64],[1,2]]", "[pairs, length]=[1, 2]: length=2 must be"),
+        ("data=mqar data.test_ladder=[[4,65]]", "test_ladder=[[4, 65]]: [pairs, length]=[4, 65]:"),
+        ("data=nt data.test_ladder=[[16,5]]", "[16, 5] must be in data.ladder too"),
         ("data=mqar +data.tau=3", "data.tau: unknown key for this choice of data"),
         ("data=mqar data.name=mqra", "did you mean mqar?"),
         ("data=mqar data.power=0.0", "data.power=0.0: must be greater than 0"),
@@ -229,6 +232,35 @@ def test_impossible_tasks_are_one_clear_line(overrides, message):
     with pytest.raises(BadInput) as error:
         config(*overrides.split())
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_levels_of_the_test_need_not_be_those_of_training(cache, tmp_path):
+    """Only the test split has them, and the report tells their ladder from one that trained on
+    them.
+    """
+    base = ("data=delay_copy", "scale=smoke", "model=dot_product", "logger=none")
+    base += (f"runtime.cache={cache}", "data.shortest=12", "data.longest=14")
+    longer = "data.test_ladder=[[12,14],[15,20],[20,25]]"
+    cfg, plain = config(*base, longer), config(*base)
+    assert cfg.hash != plain.hash
+    data, other = prepared(cfg), prepared(plain)
+    assert data.fingerprint != other.fingerprint
+    for split, same in (("validation", True), ("test", False)):
+        keys = [(0, i) for i in range(12)]
+        one, two = (d.evaluation(split).__getitems__(keys) for d in (data, other))
+        assert all(map(torch.equal, one, two)) == same
+        delays = {row.index(RECALL) for row in one[0].tolist()}  # of each sequence's first episode
+        assert max(delays) > 14 if split == "test" else max(delays) <= 14
+    ends = ("_shortest12_longest14", "_shortest15_longest20", "_shortest20_longest25")
+    for name, words in (("new", (longer,)), ("known", ("data.ladder=[[12,14],[15,20]]",))):
+        result = run(config(*base, *words), tmp_path / name)
+        assert [f"test/accuracy{end}" in result for end in ends] == [True, True, name == "new"]
+    new, known = sorted(ladders(comparisons(collect(tmp_path))), key=lambda x: x.trained is None)
+    assert new.trained == [(12, 14)] and new.levels == [(12, 14), (15, 20), (20, 25)]
+    assert "training had shortest = 12, longest = 14." in note(new)
+    assert known.trained is None and known.levels == [(12, 14), (15, 20)]
+    report(tmp_path, tmp_path / "page")
+    assert "training had shortest = 12" in (tmp_path / "page/report.md").read_text()
 
 
 def test_a_ladder_has_the_levels_of_its_task(tmp_path):

@@ -59,6 +59,7 @@ ADDED_TO: dict[str, dict[str, dict[str, Any]]] = {
             "data.alphabet_size": None,
         },
         "image": {"data.test_size": None},
+        "symbols": {"data.test_ladder": None},
     },
 }
 

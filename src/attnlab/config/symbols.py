@@ -9,6 +9,7 @@ from pydantic import Field
 from attnlab.config.types import MAX_SIZE, Count, Positive, PositiveInt, Section
 
 Level = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+Ladder = Annotated[list[Level], Field(min_length=1)]
 
 # Of the copy tasks, as arXiv 2609.11913 has them (second-hand): the number of different symbols
 # to copy, and how many of them an episode has at most.
@@ -28,7 +29,8 @@ class Symbols(Section, ABC):
     """
 
     kind: Literal["symbols"]
-    ladder: Annotated[list[Level], Field(min_length=1)] | None
+    ladder: Ladder | None
+    test_ladder: Ladder | None
     sequence_length: PositiveInt
     train_size: PositiveInt
     eval_size: PositiveInt
@@ -37,19 +39,28 @@ class Symbols(Section, ABC):
 
     @property
     def tasks(self) -> list[list[int]]:
-        """The values of `level` of each task in the stream."""
+        """The values of `level` of each task in the stream that is trained on."""
         return self.ladder or [[getattr(self, key) for key in self.level]]
+
+    def tasks_of(self, split: str) -> list[list[int]]:
+        """Those of a split: the test split may have other levels than were trained on."""
+        return (self.test_ladder if split == "test" else None) or self.tasks
 
     @abstractmethod
     def answers(self, task: list[int]) -> int:
         """How many answers are equally likely for a predictor that does not use the history."""
 
     def contradictions(self) -> Iterator[str]:
-        for task in self.tasks:
+        yield from self._problems(self.tasks, f"ladder={self.ladder}" if self.ladder else None)
+        if self.test_ladder:
+            yield from self._problems(self.test_ladder, f"test_ladder={self.test_ladder}")
+
+    def _problems(self, tasks: list[list[int]], ladder: str | None) -> Iterator[str]:
+        for task in tasks:
             for key, problem in self.problems(*task):
                 said = f"{key}={task[self.level.index(key)]}"
-                if self.ladder:
-                    said = f"ladder={self.ladder}: [{', '.join(self.level)}]={task}: {said}"
+                if ladder:
+                    said = f"{ladder}: [{', '.join(self.level)}]={task}: {said}"
                 yield f"data.{said} {problem}"
 
     @abstractmethod
@@ -84,6 +95,14 @@ class NT(Symbols):
                 "tau",
                 f"must be less than data.sequence_length={self.sequence_length}, or nothing is "
                 "predicted",
+            )
+
+    def contradictions(self) -> Iterator[str]:
+        yield from super().contradictions()
+        if untrained := [task for task in self.tasks_of("test") if task not in self.tasks]:
+            yield (
+                f"data.test_ladder={self.test_ladder}: the level {untrained[0]} must be in "
+                "data.ladder too, for in nt each level has a token of its own"
             )
 
 

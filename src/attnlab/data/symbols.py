@@ -26,7 +26,9 @@ class SymbolData:
     @property
     def fingerprint(self) -> str:
         """Of what the sequences are made from."""
-        keys = ("tasks", "sequence_length", "train_size", "eval_size", *self.options.content)
+        keys = ["tasks", "sequence_length", "train_size", "eval_size", *self.options.content]
+        if self.options.test_ladder:
+            keys.append("test_ladder")
         return digest(json.dumps([getattr(self.options, key) for key in keys]).encode())[:16]
 
     @property
@@ -41,23 +43,28 @@ class SymbolData:
 
     def train(self) -> "Sequences":
         """Other sequences in every epoch and for every seed."""
-        return Sequences(self.options, self.options.train_size, ("train", self.seed))
+        key = ("train", self.seed)
+        return Sequences(self.options, self.options.tasks, self.options.train_size, key)
 
     def evaluation(self, split: str) -> "Sequences":
         """The same sequences for every seed."""
-        return Sequences(self.options, self.options.eval_size, (split,))
+        tasks = self.options.tasks_of(split)
+        return Sequences(self.options, tasks, self.options.eval_size, (split,))
 
     def criterion(self, split: str) -> tuple[str, int]:
         """The metric that chooses the best checkpoint, and its sign."""
         return "loss", -1
 
     def sums(self, logits: Tensor, targets: Tensor, task: Tensor) -> Tensor:
-        """(tasks, 3): loss, correct and scored symbols of each task. task (B,)."""
+        """(tasks, 3): loss, correct and scored symbols of each task. task (B,). Zeros at the end
+        where another split has more tasks.
+        """
         scored = targets != UNSCORED
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         correct = (logits.argmax(-1) == targets) & scored
         rows = [x.double().sum(-1) for x in (losses.view_as(targets), correct, scored)]
-        totals = torch.zeros(len(self.options.tasks), 3, dtype=torch.float64, device=logits.device)
+        tasks = max(len(self.options.tasks_of(split)) for split in ("validation", "test"))
+        totals = torch.zeros(tasks, 3, dtype=torch.float64, device=logits.device)
         return totals.index_add_(0, task, torch.stack(rows, dim=-1))
 
     def metrics(self, split: str, totals: Tensor) -> dict[str, float]:
@@ -65,7 +72,7 @@ class SymbolData:
         loss, correct, scored = totals.unbind(-1)
         return {
             "loss": (loss.sum() / scored.sum()).item(),
-            **self._shares("accuracy", correct, scored),
+            **self._shares("accuracy", correct, scored, split),
         }
 
     def baselines(self, split: str) -> dict[str, float]:
@@ -75,24 +82,26 @@ class SymbolData:
         dataset = self.evaluation(split)
         inputs, targets, task = dataset.__getitems__([(0, i) for i in range(len(dataset))])
         scored = targets != UNSCORED
-        answers = [self.options.answers(task) for task in self.options.tasks]
+        answers = [self.options.answers(task) for task in dataset.tasks]
         answers = torch.tensor(answers, dtype=torch.float64)
         rows = torch.stack((scored.sum(-1) / answers[task], (inputs == targets).sum(-1)))
         chance, copied, count = torch.zeros(3, len(answers), dtype=torch.float64).index_add_(
             1, task, torch.cat((rows, scored.sum(-1)[None]))
         )
         return {
-            **self._shares("chance_accuracy", chance, count),
-            **self._shares("copy_accuracy", copied, count),
+            **self._shares("chance_accuracy", chance, count, split),
+            **self._shares("copy_accuracy", copied, count, split),
         }
 
-    def _shares(self, name: str, part: Tensor, whole: Tensor) -> dict[str, float]:
-        """part / whole, both (tasks,), over all tasks, and of each where there are several."""
+    def _shares(self, name: str, part: Tensor, whole: Tensor, split: str) -> dict[str, float]:
+        """part / whole, both as `sums` has them, over all tasks, and of each where the split has
+        several.
+        """
         found = {name: (part.sum() / whole.sum()).item()}
-        if len(whole) > 1:
-            shares = (part / whole).tolist()
-            tasks = zip(self.options.tasks, shares, strict=True)
-            found |= {name + suffix(self.options.level, task): share for task, share in tasks}
+        tasks = self.options.tasks_of(split)
+        if len(tasks) > 1:
+            shares = zip(tasks, (part / whole).tolist(), strict=False)
+            found |= {name + suffix(self.options.level, task): share for task, share in shares}
         return found
 
 
@@ -101,6 +110,7 @@ class Sequences:
     """Item: inputs (B, L), targets (B, L) with UNSCORED where nothing is predicted, task (B,)."""
 
     options: Symbols
+    tasks: list[list[int]]
     size: int
     key: tuple[int | str, ...]
 
@@ -109,7 +119,7 @@ class Sequences:
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences of (epoch, index) keys, which alone decide them; tasks come in turn."""
-        make, tasks = TASKS[self.options.name], self.options.tasks
+        make, tasks = TASKS[self.options.name], self.tasks
         numbers = [index % len(tasks) for _, index in keys]
         made = []
         for number, key in zip(numbers, keys, strict=True):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from attnlab.config.symbols import LEVELS, suffix
 from attnlab.report import naming
@@ -17,13 +18,15 @@ Level = tuple[int, int]
 
 @dataclass
 class Ladder:
-    """task: data.name. accuracy: arm -> level -> test accuracies, one a seed. trivial: level ->
+    """task: data.name. trained: the levels of training where data.test_ladder tests others, else
+    None. accuracy: arm -> level -> test accuracies, one a seed. trivial: level ->
     accuracy by chance and of repeating the last symbol.
     """
 
     title: str
     slug: str
     task: str
+    trained: list[Level] | None
     accuracy: dict[str, dict[Level, list[float]]] = field(default_factory=dict)
     trivial: dict[Level, tuple[float, float]] = field(default_factory=dict)
 
@@ -40,7 +43,7 @@ class Ladder:
     @property
     def names(self) -> list[str]:
         """One for each of `levels`."""
-        return [", ".join(map("{} = {}".format, self.keys, level)) for level in self.levels]
+        return [_name(self.keys, level) for level in self.levels]
 
     def lowest(self, arm: str, level: Level) -> float | None:
         """Accuracy of an arm's lowest seed, in percent; None without a run."""
@@ -64,22 +67,35 @@ class Ladder:
         return highest
 
 
+def _name(keys: tuple[str, str], level: Level) -> str:
+    return ", ".join(map("{} = {}".format, keys, level))
+
+
 def ladders(comparisons: list[Comparison]) -> list[Ladder]:
     """A ladder for each group of comparisons on symbols that agree in all but the level."""
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         if comparison.config["data.name"] in LEVELS:
-            rest = {k: v for k, v in shared(comparison.config).items() if k not in LEVEL}
-            groups.setdefault(naming.frozen(rest), []).append(comparison)
-    titles = naming.titles(
-        [{k: v for k, v in shared(g[0].config).items() if k not in LEVEL} for g in groups.values()]
-    )
+            groups.setdefault(naming.frozen(_beside_level(comparison)), []).append(comparison)
+    titles = naming.titles([_beside_level(group[0]) for group in groups.values()])
     slugs = [f"ladder_{number}" for number in range(1, len(titles) + 1)]
     return [_ladder(*parts) for parts in zip(titles, slugs, groups.values(), strict=True)]
 
 
+def _beside_level(comparison: Comparison) -> dict[str, Any]:
+    """Its settings without the level; but where other levels are tested, that of training is one
+    setting more.
+    """
+    settings = shared(comparison.config)
+    if settings["data.test_ladder"]:
+        return settings
+    return {key: value for key, value in settings.items() if key not in LEVEL}
+
+
 def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
-    ladder = Ladder(title, slug, group[0].config["data.name"])
+    config = group[0].config
+    trained = _trained(config) if config["data.test_ladder"] else None
+    ladder = Ladder(title, slug, config["data.name"], trained)
     arms: dict[str, list[Arm]] = {}
     for comparison in group:
         for arm in comparison.arms:
@@ -89,8 +105,7 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
     for label, members in arms.items():
         levels = ladder.accuracy[label] = {}
         for run in (run for arm in members for run in arm.counted.values()):
-            single = [run.config[f"data.{key}"] for key in ladder.keys]
-            tasks = run.config["data.ladder"] or [single]
+            tasks = run.config["data.test_ladder"] or _trained(run.config)
             for level in map(tuple, tasks):
                 end = suffix(ladder.keys, level) if len(tasks) > 1 else ""
                 keys = [f"test/{kind}{end}" for kind in ACCURACIES]
@@ -100,6 +115,11 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
                 levels.setdefault(level, []).append(found)
                 ladder.trivial[level] = tuple(trivial)
     return ladder
+
+
+def _trained(config: dict[str, Any]) -> list[Level]:
+    single = [config[f"data.{key}"] for key in LEVELS[config["data.name"]]]
+    return [tuple(level) for level in config["data.ladder"] or [single]]
 
 
 def table(ladder: Ladder) -> Table:
@@ -142,6 +162,9 @@ def note(ladder: Ladder) -> str:
         f"highest {ladder.keys[1]} such that it and all smaller ones are solved. Copy: repeating "
         "the last symbol."
     )
+    if ladder.trained is not None:
+        levels = "; ".join(_name(ladder.keys, level) for level in ladder.trained)
+        said += f" These are levels of the test; training had {levels}."
     if ladder.task == "nt":
         said += (
             " There are n^tau different sequences, so at low levels test sequences occur in "
