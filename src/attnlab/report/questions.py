@@ -17,6 +17,7 @@ from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import validate
 from attnlab.config.question import Question, questions
 from attnlab.config.schema import can_change_result
+from attnlab.errors import BadInput
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.compare import same_data, samples_tested, shared
@@ -219,7 +220,10 @@ def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> 
     generic = name in ("text", "images")  # a folder may be called so
     shipped = not generic and (CONFIGS / "data" / f"{name}.yaml").is_file()
     choice = (f"data={name}",) if shipped else ANY[config["data.kind"]]
-    expected = _place(_composed(experiment, *here, *choice), question)
+    try:
+        expected = _place(_composed(experiment, *here, *choice), question)
+    except BadInput:  # the experiment sets keys that this data does not have or allow
+        return
     found = _place(config, question)
     if not shipped:  # there is nothing that its keys could be held to
         expected |= {key: found[key] for key in found if key.startswith("data.")}
