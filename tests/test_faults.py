@@ -134,14 +134,14 @@ def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
     other = {"torch": "1.0", "compile": True}
     (tmp_path / "env.json").write_text(json.dumps(env | other))
     run(cfg, tmp_path)
-    assert "began with torch 1.0, goes on with" in caplog.text
-    assert "began with compile True, goes on with False" in caplog.text
+    assert "began with torch 1.0, continues with" in caplog.text
+    assert "began with compile True, continues with False: the dropout masks" in caplog.text
     now = json.loads((tmp_path / "env.json").read_text())
     assert now.pop("before") == [env | other] and now["torch"] == env["torch"]
     caplog.clear()
     (tmp_path / "result.json").unlink()
     run(cfg, tmp_path)
-    assert "began with torch 1.0, goes on with" in caplog.text
+    assert "began with torch 1.0, continues with" in caplog.text
 
 
 def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_path):
@@ -183,7 +183,7 @@ def test_a_save_that_reads_back_wrongly_is_one_line_and_leaves_no_file(
             os.pwrite(descriptor, b"other bytes", 100)
 
     monkeypatch.setattr(os, "fsync", spoil)
-    with pytest.raises(OutOfResources, match="gives back other bytes than were written"):
+    with pytest.raises(OutOfResources, match="reads back differently from what was written"):
         run(smoke(cache), tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 

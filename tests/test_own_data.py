@@ -211,7 +211,7 @@ BAD = [
             {"train.txt": b"a b\n" * 9, "b.txt": b"c\n", "c.txt": b"d\n"},
             [],
         ),
-        r"2 of its files would not be read \(b.txt, c.txt\), as others have the name of a split",
+        r"2 of its files would be ignored \(b.txt, c.txt\), because others are named after",
     ),
     ("text", "test alone", {"test.txt": b"a b\n" * 200}, [], "no split train; it has test"),
     (

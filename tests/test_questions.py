@@ -301,14 +301,17 @@ def test_where_everything_diverges_nothing_is_chosen():
 
 def test_a_tuning_seed_is_never_one_of_the_sweeps():
     jobs = compose_jobs([["scale=smoke", "seed=100"]])
-    with pytest.raises(BadInput, match="100 is one of the sweep's seeds"):
+    with pytest.raises(BadInput, match="seed 100 is also a seed of the sweep"):
         tune(jobs, Tuning(seeds=[100, 101], factors=[0.5, 1]), run=lambda jobs: 0)
 
 
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("tune=lr hydra.mode=RUN", "tune=lr: tunes the arms of a sweep, and this is one run"),
+        (
+            "tune=lr hydra.mode=RUN",
+            "tune=lr: needs a sweep (-m); this is one run",
+        ),
         ("tune=lr tune.seeds=[-1] hydra.mode=RUN", "tune.seeds.0=-1: must be greater than"),
         ("tune=lr tune.factors=[1,1] hydra.mode=RUN", "tune.factors=[1.0, 1.0]: must name each"),
         ("tune=rl hydra.mode=RUN", "tune=rl: unknown tune; did you mean lr?"),

@@ -18,7 +18,7 @@ def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):
     long = ("trainer.max_steps=10000000", "trainer.epochs=null", "model=dot_product,neural_d2")
     code, out, err = reproduce(start, cache, "table3", "data=digits", *long, "seed=0,1")
     assert code == 2 and "hours: add yes=true to start" in err.splitlines()[-1]
-    assert "arms: 2, equal but for attention" in out
+    assert "arms: 2; they differ only in attention" in out
     rows = [line.split(" | ") for line in out.splitlines() if line.startswith("| digits")]
     assert [row[1] for row in rows] == ["dot_product", "neural_d2"]
     for row in rows:

@@ -245,4 +245,4 @@ def test_an_experiment_names_the_differences_of_the_released_code(train):
     assert (
         "as in the released code, model=dot_product and model=neural_d2 differ in arch.emb" in out
     )
-    assert "equal but for attention" in out and "sweep: 2 of 2 finished" in out
+    assert "they differ only in attention" in out and "sweep: 2 of 2 finished" in out

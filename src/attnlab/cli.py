@@ -49,7 +49,7 @@ def guard(main: Callable[[], None]) -> None:
 
 def _refuse(message: str) -> None:
     """Report one line, where argparse would add a page of usage."""
-    raise BadInput(f"{message}; options such as -m stand before all overrides; see --help")
+    raise BadInput(f"{message}; put options such as -m before all overrides; see --help")
 
 
 def check_overrides(overrides: list[str], sweep: bool = False) -> None:
@@ -62,7 +62,7 @@ def check_overrides(overrides: list[str], sweep: bool = False) -> None:
         problems.update(dict.fromkeys(_problems(job)))
     tuning = [o for o in overrides if is_tuning(o)]
     if tuning and listed == [overrides] and not problems:
-        problems[f"{tuning[0]}: tunes the arms of a sweep, and this is one run"] = None
+        problems[f"{tuning[0]}: needs a sweep (-m); this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
 

@@ -29,7 +29,7 @@ def main(*arms: str) -> None:
     found = list(differences(a, b))
     for where, what in found:
         print(f"OTHER      {where}: {what}")
-    print("equal but for attention" if not found else f"{len(found)} other differences")
+    print("they differ only in attention" if not found else f"{len(found)} other differences")
     sys.exit(1 if found else 0)
 
 

@@ -117,8 +117,8 @@ class Rows:
         rest = [f for f in files if f.resolve() not in used]
         if alike := [f for f in rest if f.suffix.lower() in kinds]:
             raise BadInput(
-                f"{self.where}: {len(alike)} of its files would not be read ({_some(alike)}), as "
-                f"others have the name of a split ({_some(sorted(used))}); {NAMES}"
+                f"{self.where}: {len(alike)} of its files would be ignored ({_some(alike)}), "
+                f"because others are named after a split ({_some(sorted(used))}); {NAMES}"
             )
         if other := [f for f in rest if f.suffix.lower() in {*TEXT_FILES, ".parquet"} - kinds]:
             log.warning("%s: not read, of another format: %s", self.where, _some(other))

@@ -46,12 +46,12 @@ def neural_attention(
     """softmax(scale * A + bias) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs
     5-10).
 
-    q (B, H, N, D), k (B, H, M, D), v (B, H, M, D); score_network: a `ScoreNetwork` or what has
-    its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear` from
-    D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width); score_network: a `ScoreNetwork` or what
+    has its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear`
+    from D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
     last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
     (B, H, N, M); a query that sees no key gets 0. bias: of positions, broadcasts to
-    (B, H, N, M). Returns (B, H, N, D) in the dtype of v.
+    (B, H, N, M). Returns (B, H, N, width of v) in the dtype of v.
     backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
     queries, (B, 1, 1, M), at the price of one more hidden unit, and no bias; eager serves any.
     Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
@@ -85,7 +85,7 @@ def neural_attention(
             return out if blind is None else out.masked_fill(blind, 0)
         if backend != "auto":
             raise BadInput(f"model.backend={backend}: {reason}")
-        _say(f"Neural Attention runs by the eager reference: {reason}")
+        _say(f"attention uses the eager reference: {reason}")
     visible = visible_keys(q, k, causal, mask)
     with without_autocast(q):  # as precise as the kernels
         weights = masked_softmax(score_network(q, k, project) * scale, visible, bias)
@@ -101,7 +101,7 @@ def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple
         reason = BACKENDS[fastest].unsupported(*arguments, v, activation)
         if not reason:
             return fastest, None
-        _say(f"Neural Attention runs by the chunked backend: {fastest}: {reason}")
+        _say(f"attention uses the chunked backend: {fastest}: {reason}")
     return "chunked", BACKENDS["chunked"].unsupported(*arguments, v, activation)
 
 

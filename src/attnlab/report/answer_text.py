@@ -118,9 +118,10 @@ def notes(answer: Answer) -> list[str]:
             f"{', '.join(arms)}; seeds {_listed(seeds)})."
         )
     said.append(
-        "Effects are paired by seed; positive is better. All registered intervals hold together "
-        "with 95 %. An effect is called equivalent if its whole interval is nearer to 0 than the "
-        "smallest effect of interest: two one-sided tests, each at half of the interval's error."
+        "Effects are paired by seed; positive is better. All registered intervals are "
+        "simultaneous 95 % intervals. An effect is called equivalent if its whole interval is "
+        "nearer to 0 than the smallest effect of interest: two one-sided tests, each at half of "
+        "the interval's error."
     )
     return said + planning(answer)
 

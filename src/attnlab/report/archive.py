@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 def records(file: Path) -> Iterator[Row]:
-    """The runs of a file. Errors: ValueError naming the line that is none."""
+    """The runs of a file. Errors: ValueError naming the first line that is not a run."""
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             record = json.loads(line)

@@ -56,8 +56,8 @@ class Ladder:
         return bool(found) and min(found) >= SOLVED
 
     def reached(self, arm: str, first: int) -> int | None:
-        """The highest second number that an arm reaches by climbing beside a first one: it and all
-        below it are solved.
+        """The highest second number up to which the arm solves every level with this first one;
+        None if it does not solve the lowest.
         """
         highest = None
         for level in (level for level in self.levels if level[0] == first):

@@ -9,7 +9,7 @@ from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
 from attnlab.report.statistics import MAX_SEEDS
-from attnlab.report.tables import commit, judge
+from attnlab.report.tables import DIRTY, commit, judge
 
 MEMORY = (
     "The paper's own figures for memory and speed (tables 6 to 8) are not comparable with these: "
@@ -30,8 +30,8 @@ SATURATED = (
 DEPTH = (
     "The last evaluation, of the first samples of its split; layers count from 0. Rank-one "
     "residual: how far what a block puts out is from all tokens being equal, relative to its norm "
-    "(0: they are). Mean and, over several seeds, its 95 % t-interval; of gradient norms both are "
-    "those of the logarithm."
+    "(0: all tokens are equal). Mean and, over several seeds, its 95 % t-interval; of gradient "
+    "norms both are those of the logarithm."
 )
 OPEN = ("undecided", "no difference shown")
 DIFFERENT = "the runs used different data, so their numbers are not comparable"
@@ -145,13 +145,16 @@ def _runs(comparison: Comparison) -> Iterable[str]:
             "WARNING: the code that computes results was changed between these runs "
             f"(source {', '.join(sorted(sources))} in env.json); a difference may be the code's."
         )
-    if len({commit(run.env) for arm in arms for run in arm.counted.values()}) > 1:
+    commits = {commit(run.env) for arm in arms for run in arm.counted.values()}
+    if len({name.removesuffix(DIRTY) for name in commits}) > 1:
         yield "The runs were made with different commits (listed below)."
+    elif len(commits) > 1:
+        yield "Some of the runs were made with uncommitted changes (listed below)."
 
 
 def _intervals(comparison: Comparison) -> str:
     effects = [effect for effect in comparison.effects.values() if effect.sd is not None]
-    text = "Ours is mean and 95 % t-interval over seeds."
+    text = '"Ours" is the mean over seeds with its 95 % t-interval.'
     if effects:
         text += " Effects are paired by seed; positive is better than the dot product."
     if any(effect.floor for effect in effects):
@@ -161,8 +164,8 @@ def _intervals(comparison: Comparison) -> str:
         )
     if len(effects) > 1:
         text += (
-            f" The {len(effects)} intervals hold together with 95 %, and p is corrected for all "
-            "of them (Holm); the verdict goes by the interval."
+            f" The {len(effects)} intervals are simultaneous 95 % intervals (Bonferroni), and p "
+            "is corrected by Holm's method; the verdict follows the interval."
         )
     return text
 

@@ -1,7 +1,8 @@
-"""What arXiv 2502.17206 (Neural Attention) publishes, each number with its table.
+"""What the papers publish, each number with its source.
 
-Known are the effects over the dot product at d' = 2 (tables 2 and 5) and two trends (tables 2
-and 6). A number that is not here is not known to us: the report shows a dash, never a guess.
+Of arXiv 2502.17206 (Neural Attention) known are the effects over the dot product at d' = 2 (tables
+2 and 5) and two trends (tables 2 and 6). A number that is not here is not known to us: the report
+shows a dash, never a guess.
 """
 
 from collections.abc import Mapping

@@ -253,7 +253,7 @@ def _contrasts(
     question: Question, names: list[str], cells: dict[tuple[str, str], dict[int, Run]]
 ) -> Iterator[Contrast]:
     """All that the question registers, whether there are runs for it or not: the level of their
-    intervals, which hold together with 95 %, is that of all of them from the start.
+    simultaneous 95 % intervals is that of all of them from the start.
     """
     measure = question.measure
     first = question.controls[0]

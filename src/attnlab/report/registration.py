@@ -45,7 +45,9 @@ def registration(experiment: str, question: Question) -> Registration:
 
 
 def _question_at(commit: str, file: str) -> Question | None:
-    """As it was; None if there was none, or none that is one today."""
+    """The question in that version of the file; None if the file had no question, or one that
+    today's schema refuses.
+    """
     try:
         return question_in(git("show", f"{commit}:{file}") or "{}")
     except BadInput:

@@ -17,6 +17,7 @@ from attnlab.report.statistics import Effect
 from attnlab.report.verdicts import Verdict, verdict
 
 DASH = "—"  # a value that is not known
+DIRTY = " + changes"  # behind a commit: of runs with uncommitted changes
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ def commit(env: dict[str, Any]) -> str:
     """The first ten digits, and whether there were changes on top."""
     if not env.get("git_commit"):
         return DASH
-    return str(env["git_commit"])[:10] + (" + changes" if env.get("git_dirty") else "")
+    return str(env["git_commit"])[:10] + (DIRTY if env.get("git_dirty") else "")
 
 
 def _known(values: dict[str, Any], key: str) -> str:

@@ -199,8 +199,8 @@ def notes(tuning: Tuning) -> list[str]:
     seeds = ", ".join(map(str, tuning.seeds))
     said = [
         f"Mean validation {tuning.measure.name} over the tuning seeds ({seeds}) chose each arm's "
-        "own rate. No run with a tuning seed is in any effect. Intervals hold together with 95 % "
-        "within a column."
+        "own rate. No run with a tuning seed is in any effect. Intervals are simultaneous 95 % "
+        "intervals within a column."
     ]
     if edges := [t.arm.label for t in tuning.arms if t.own and t.own.at_edge]:
         said.append(

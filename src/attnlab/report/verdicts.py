@@ -70,8 +70,8 @@ def _against_zero(e: Effect) -> tuple[str, str, float | None]:
 def _against_smallest(e: Effect, smallest: float) -> tuple[str, str, float | None]:
     bound = f"the smallest effect of interest, {smallest:.3g} {e.unit}"
     if equivalent(e, smallest):
-        side = ", and without 0" if e.low > 0 or e.high < 0 else ""
-        return "equivalent", f"is nearer to 0 than {bound}{side}", None
+        side = ", and excludes 0" if e.low > 0 or e.high < 0 else ""
+        return "equivalent", f"lies within {bound}{side}", None
     word, clause, _ = _against_zero(e)
     if word != "no difference shown":
         size = "beyond" if min(abs(e.low), abs(e.high)) > smallest else "perhaps not beyond"

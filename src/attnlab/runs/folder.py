@@ -41,7 +41,7 @@ class RunFolder:
             return result if result["status"] == "finished" else None
         except (ValueError, KeyError, TypeError):
             raise BadInput(
-                f"{file}: is damaged; without it, the same command makes it again"
+                f"{file}: is damaged; delete it and run the same command again"
             ) from None
 
     @property

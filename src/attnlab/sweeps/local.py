@@ -21,11 +21,12 @@ from attnlab.sweeps.jobs import ELSEWHERE, FINISHED, Job, command, ending, say, 
 
 
 def run_jobs(jobs: list[Job], n_jobs: int = 1) -> int:
-    """Run jobs by `attnlab train`, `n_jobs` at a time, each of these with the next GPU in turn;
-    prints a line when a job ends, on a terminal also when it starts, and a table last.
+    """Run jobs as processes, `n_jobs` at a time, each on the next GPU in turn. Prints a line when
+    a job ends, on a terminal also when it starts, and a table at the end.
 
-    Returns 0; FAILED; FolderInUse's code if all that is missing runs elsewhere; 128 + n after
-    signal n: it goes on to the running jobs, which save, and no other is started.
+    Returns 0 if all are finished, FAILED, the code of FolderInUse if all that is missing runs
+    elsewhere, or 128 + n after signal n. A signal is passed to the running jobs, which save, and
+    no further job starts.
     """
     crew, progress = Crew(n_jobs), Progress(len(jobs), n_jobs)
     ends: dict[int, str] = {}

@@ -87,7 +87,7 @@ def check_arms(jobs: Iterable[Job]) -> None:
                     unknown.append(line)
     if unknown:
         raise BadInput("\n".join(unknown))
-    print(f"arms: {sum(map(len, groups.values()))}, equal but for attention")
+    print(f"arms: {sum(map(len, groups.values()))}; they differ only in attention")
 
 
 def _small(cfg: Config) -> nn.Module:

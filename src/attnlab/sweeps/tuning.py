@@ -54,8 +54,8 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
         raise BadInput("trainer.select_on=test: a learning rate is chosen on validation")
     if both := sorted({job.cfg.seed for job in jobs} & set(tuning.seeds)):
         raise BadInput(
-            f"tune.seeds={tuning.seeds}: {both[0]} is one of the sweep's seeds; what chose a "
-            "learning rate is no evidence for it"
+            f"tune.seeds={tuning.seeds}: seed {both[0]} is also a seed of the sweep; a seed that "
+            "chose a learning rate cannot count as evidence"
         )
     arms: dict[tuple[str, ...], list[Job]] = {}
     for job in jobs:

@@ -81,7 +81,7 @@ def load_best(folder: Path) -> dict[str, Any]:
     path = folder / "best.pt"
     if not path.is_file():
         raise BadInput(
-            f"{path}: not there; the run was never evaluated, or is kept here without it"
+            f"{path}: not found; the run was never evaluated, or its checkpoints were not kept"
         )
     try:
         return load(path)

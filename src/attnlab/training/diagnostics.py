@@ -278,11 +278,11 @@ def warn_if_saturated(found: dict[str, float]) -> None:
             said.append(f"layer {key.split('/')[1]}: {share:.0%} of rows, {entropy}{spread}")
     if said:
         log.warning(
-            "step 0: attention starts saturated, more than %g of most rows' weight being on one "
-            "key (%s). This is so in the paper's configuration, and no fault of the run, but such "
-            "scores get hardly any gradient, which can make an arm look worse than it is. "
-            "arch.embedding_init=textbook (language), arch.embedding_norm=true, "
-            "arch.norm=pre or arch.qk_norm=rms (dot product) avoids it.",
+            "step 0: attention starts saturated: most rows put more than %g of their weight on "
+            "one key (%s). The paper's configuration does this too. Such scores get almost no "
+            "gradient, so the arm may look worse than it is. To avoid it, set "
+            "arch.embedding_init=textbook (language), arch.embedding_norm=true, arch.norm=pre or "
+            "arch.qk_norm=rms (dot product).",
             ONE_KEY,
             "; ".join(said),
         )

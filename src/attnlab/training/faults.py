@@ -90,7 +90,7 @@ def explain(
         )
     if isinstance(error, checkpoint.Damaged):
         return OutOfResources(
-            f"{error}: the disk gives back other bytes than were written. "
+            f"{error}: the file reads back differently from what was written. "
             f"{_saved(folder.checkpoints)}"
         )
     processes = distributed.world_size()

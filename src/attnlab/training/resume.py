@@ -47,6 +47,17 @@ def same_best(state: dict[str, Any], folder: RunFolder) -> None:
             raise BadInput(f"{error}; move the run folder away to start from step 0") from None
 
 
+_ROUNDING = "no longer the same to the last bit"
+# What another value in env.json means for a run that continues.
+EFFECTS = {
+    "torch": _ROUNDING,
+    "device_name": _ROUNDING,
+    "threads": _ROUNDING,
+    "compile": "the dropout masks from here on are other ones",
+    "source": "results may differ by more than rounding",
+}
+
+
 def stored_environment(path: Path) -> dict[str, Any]:
     """The run's env.json, or an empty dict."""
     try:
@@ -78,10 +89,8 @@ def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
         before = [*before, then]
     if not before:
         return env
-    for key in ("torch", "device_name", "threads", "compile", "source"):
+    for key, effect in EFFECTS.items():
         if before[0].get(key, env[key]) != env[key]:  # earlier runs lack some
-            log.warning(
-                "%s: began with %s %s, goes on with %s: no longer the same to the last bit",
-                *(path, key, before[0].get(key), env[key]),
-            )
+            began = f"{path}: began with {key} {before[0].get(key)}"
+            log.warning("%s, continues with %s: %s", began, env[key], effect)
     return {**env, "before": before}

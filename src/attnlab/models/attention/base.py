@@ -1,7 +1,7 @@
 """What every attention mechanism is: per-head queries, keys and values in, mixed values out.
 
-Shapes here and in the mechanisms: B batch, H heads, N queries, M keys (N = M in both bodies), D
-head width, P = d' projected width.
+Shapes here and in the mechanisms: B batch, H heads, N queries, M keys (N = M in self-attention
+without a cache), D head width, P = d' projected width.
 """
 
 import math
