@@ -48,8 +48,8 @@ def neural_attention(
 
     q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width); score_network: a `ScoreNetwork` or what
     has its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear`
-    from D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that the
-    last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
+    from D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that
+    the last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
     (B, H, N, M); a query that sees no key gets 0. bias: of positions, broadcasts to
     (B, H, N, M). Returns (B, H, N, width of v) in the dtype of v.
     backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
