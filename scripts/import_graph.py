@@ -7,6 +7,7 @@ A room is a module or a package directly in src/attnlab. ORDER below is the one 
 which room may import which. The exit code is 1 if there is an upward import or a circle.
 """
 
+import argparse
 import ast
 import sys
 from collections import defaultdict
@@ -123,4 +124,11 @@ def main(source: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]) if sys.argv[1:] else SOURCE))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", nargs="?", type=Path, default=SOURCE)
+    given = parser.parse_args().source
+    if not (given / "__init__.py").is_file():
+        parser.error(f"{given}: no package there")
+    sys.exit(main(given.resolve()))

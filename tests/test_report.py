@@ -624,6 +624,24 @@ def test_runs_of_changed_code_are_said(make, tmp_path):
     assert re.search("WARNING: the code that .* 0123abcd", written(tmp_path / "runs"))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("compile", True, "WARNING: some of these runs were compiled"),
+        ("git_commit", "f" * 40, "The runs were made with different commits"),
+        ("git_dirty", True, "Some of the runs were made with uncommitted changes"),
+    ],
+)
+def test_runs_of_another_environment_are_said(make, tmp_path, key, value, said):
+    for model in ("dot_product", "neural_d2"):
+        file = make(100.0, f"model={model}") / "env.json"
+        env = json.loads(file.read_text()) | {"git_commit": "0" * 40, "git_dirty": False}
+        file.write_text(json.dumps(env))
+    assert said not in written(tmp_path / "runs")
+    file.write_text(json.dumps(env | {key: value}))
+    assert said in written(tmp_path / "runs")
+
+
 def test_a_file_of_runs_is_read_as_their_folders_are(make, tmp_path):
     pairs(make)
     failed = make(

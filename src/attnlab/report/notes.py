@@ -145,6 +145,11 @@ def _runs(comparison: Comparison) -> Iterable[str]:
             "WARNING: the code that computes results was changed between these runs "
             f"(source {', '.join(sorted(sources))} in env.json); a difference may be the code's."
         )
+    if len({run.env.get("compile", False) for a in arms for run in a.counted.values()}) > 1:
+        yield (
+            "WARNING: some of these runs were compiled (runtime.compile) and others were not. They "
+            "draw different dropout masks from the same seed, so seeds pair less of the noise."
+        )
     commits = {commit(run.env) for arm in arms for run in arm.counted.values()}
     if len({name.removesuffix(DIRTY) for name in commits}) > 1:
         yield "The runs were made with different commits (listed below)."
