@@ -147,8 +147,8 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         )
     if len({run.env.get("compile", False) for a in arms for run in a.counted.values()}) > 1:
         yield (
-            "WARNING: some of these runs were compiled (runtime.compile) and others were not. They "
-            "draw different dropout masks from the same seed, so seeds pair less of the noise."
+            "WARNING: some of these runs were compiled (runtime.compile) and others were not. They"
+            " draw different dropout masks from the same seed, so seeds pair less of the noise."
         )
     commits = {commit(run.env) for arm in arms for run in arm.counted.values()}
     if len({name.removesuffix(DIRTY) for name in commits}) > 1:
