@@ -276,6 +276,20 @@ def test_language_model_sees_no_later_token(norm):
     assert torch.equal(model(ids)[:, :11], model(later)[:, :11])
 
 
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary", "alibi", "none"])
+def test_a_model_reads_as_many_tokens_as_it_has_positions(positions):
+    """Without a table of positions it reads any number."""
+    cfg = config("scale=smoke", "model=dot_product", f"arch.positions={positions}")
+    model = model_of(cfg, 9, 9, 6).eval()
+    ids = torch.zeros(1, 7, dtype=torch.long)
+    assert model(ids[:, :6]).shape == (1, 6, 9)
+    if positions in ("alibi", "none"):
+        assert model(ids).shape == (1, 7, 9)
+    else:
+        with pytest.raises(ValueError, match="7 tokens: the model has 6 positions"):
+            model(ids)
+
+
 def test_rotary_scores_depend_on_distance_only():
     """arXiv 2104.09864, eq 16, and against rotations written out for one pair of entries."""
     rotary = Rotary(50, 8)
