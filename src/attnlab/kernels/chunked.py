@@ -11,6 +11,8 @@ from attnlab.functional import ACTIVATIONS
 
 PAIRS = 2**18  # in a chunk, so that its tensors stay in cache
 
+HOMOGENEOUS = ("relu", "leaky_relu")  # whose value at u is u times its slope there
+
 aten = torch.ops.aten
 BACK = {  # gradient through an activation at u
     "relu": lambda grad, u: aten.threshold_backward(grad, u, 0),
@@ -28,9 +30,11 @@ def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
     for rows, keys in _chunks(a, c, causal):
         *_, last = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
         scores = _hide(_mix(out_weight, map(act, last)), causal)
-        lse[:, :, rows] = scores.logsumexp(-1)
-        weights = scores.sub_(lse[:, :, rows, None]).exp_()
-        out[:, :, rows] = weights.to(v.dtype) @ v[:, :, :keys]
+        largest = scores.amax(-1, keepdim=True)
+        weights = scores.sub_(largest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        out[:, :, rows] = (weights.to(v.dtype) @ v[:, :, :keys]) / total
+        lse[:, :, rows] = (largest + total.log()).squeeze(-1)
     return out, lse
 
 
@@ -43,28 +47,39 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
         d_mid, d_bias = (x.new_zeros(x.shape) for x in (mid_weight, mid_bias))
     delta = (grad_out * out).sum(-1, keepdim=True, dtype=a.dtype)
     for rows, keys in _chunks(a, c, causal):
-        first, *second = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
+        a_here, c_here = a[:, :, rows], c[:, :, :keys]
+        first, *second = _hidden(a_here, c_here, mid_weight, mid_bias, act)
         last = second[0] if second else first
         units = [act(u) for u in last]
         weights = _hide(_mix(out_weight, units), causal).sub_(lse[:, :, rows, None]).exp_()
         upstream = grad_out[:, :, rows].to(v.dtype)
-        dv[:, :, :keys] += weights.to(v.dtype).mT @ upstream
+        values = weights.to(v.dtype).flatten(0, 1)
+        dv.flatten(0, 1)[:, :keys].baddbmm_(values.mT, upstream.flatten(0, 1))
         grad = (upstream @ v[:, :, :keys].mT).to(a.dtype)
         grad = grad.sub_(delta[:, :, rows]).mul_(weights)  # of the scores
 
-        d_out += _products([grad], units)[:, 0]
-        through = [
-            back(grad * w[:, None, None], u)
-            for w, u in zip(out_weight.unbind(1), last, strict=True)
-        ]
+        # `through` is the gradient behind the last activation without the factor out_weight. For
+        # a homogeneous activation the sum of grad * act(u) is that of through * u, and u is linear
+        # in what is summed below anyway.
+        through = [back(grad, u) for u in last]
         if second:
-            d_bias += torch.stack([y.sum((0, 2, 3)) for y in through], 1)
-            d_mid += _products(through, [act(u) for u in first])
-            through = [
-                back(_mix(w, through), u) for w, u in zip(mid_weight.unbind(2), first, strict=True)
-            ]
-        da[:, :, rows] = torch.stack([u.sum(-1) for u in through], -1)
-        dc[:, :, :keys] += torch.stack([u.sum(-2) for u in through], -1)
+            sums = torch.stack([y.sum((0, 2, 3)) for y in through], 1)
+            products = _products(through, [act(u) for u in first])
+            d_bias += out_weight * sums
+            d_mid += out_weight[..., None] * products
+            linear = (mid_weight * products).sum(-1) + mid_bias * sums
+            mixed = (mid_weight * out_weight[..., None]).unbind(2)
+            through = [back(_mix(w, through), u) for w, u in zip(mixed, first, strict=True)]
+        by_query = torch.stack([u.sum(-1) for u in through], -1)
+        by_key = torch.stack([u.sum(-2) for u in through], -1)
+        if not second:
+            linear = (by_query * a_here).sum((0, 2)) + (by_key * c_here).sum((0, 2))
+            by_query, by_key = (x * out_weight[:, None] for x in (by_query, by_key))
+        da[:, :, rows] = by_query
+        dc[:, :, :keys] += by_key
+        if activation not in HOMOGENEOUS:
+            linear = _products([grad], units)[:, 0]
+        d_out += linear
     return da, dc, d_mid, d_bias, d_out, dv
 
 
@@ -112,9 +127,11 @@ def _products(left: list[Tensor], right: list[Tensor]) -> Tensor:
 
 
 def _hide(scores: Tensor, causal: bool) -> Tensor:
-    """-inf, in place, where a key is not visible: the last row of a chunk sees all its keys."""
-    rows, keys = scores.shape[-2:]
+    """-inf, in place, where a key is not visible: the last row of a chunk sees all its keys, so
+    only the last keys, as many as there are rows, are hidden from any.
+    """
+    rows = scores.shape[-2]
     if causal:
-        hidden = torch.ones(rows, keys, dtype=torch.bool, device=scores.device)
-        scores.masked_fill_(hidden.triu_(1 + keys - rows), -math.inf)
+        hidden = torch.ones(rows, rows, dtype=torch.bool, device=scores.device).triu_(1)
+        scores[..., -rows:].masked_fill_(hidden, -math.inf)
     return scores
