@@ -54,6 +54,14 @@ class Symbols(Section, ABC):
         yield from self._problems(self.tasks, f"ladder={self.ladder}" if self.ladder else None)
         if self.test_ladder:
             yield from self._problems(self.test_ladder, f"test_ladder={self.test_ladder}")
+        for name, ladder in (("ladder", self.ladder), ("test_ladder", self.test_ladder)):
+            if ladder and len({tuple(level) for level in ladder}) < len(ladder):
+                yield f"data.{name}={ladder}: a level is named twice"
+            if ladder and len(ladder) > self.eval_size:
+                yield (
+                    f"data.eval_size={self.eval_size}: must be at least the number of levels in "
+                    f"data.{name}, {len(ladder)}"
+                )
 
     def _problems(self, tasks: list[list[int]], ladder: str | None) -> Iterator[str]:
         for task in tasks:

@@ -58,6 +58,7 @@ def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
         build(made)
         sums = {p.name: file_digest(p) for p in sorted(made.iterdir())}
         (made / "manifest.json").write_text(json.dumps({"key": key, "sha256": sums}, indent=1))
+        made.chmod(0o755)  # of mkdtemp's, only its owner could read a shared cache
         os.rename(made, folder)
     except OSError:
         if not folder.is_dir():  # otherwise another run was faster, with the same content

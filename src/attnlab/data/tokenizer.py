@@ -35,7 +35,7 @@ def choose_tokenizer(data: Text, splits: Callable[[], dict]) -> tuple[str, Calla
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = with_decoder(Tokenizer.from_pretrained(name))
+        tokenizer = prepared(Tokenizer.from_pretrained(name))
     except Exception as error:  # the hub's errors share no base class
         raise BadInput(
             f"data.tokenizer={name}: cannot be loaded from the hub ({type(error).__name__}); "
@@ -49,7 +49,7 @@ def load_tokenizer(file: Path, name: str):
     from tokenizers import Tokenizer
 
     try:
-        return with_decoder(Tokenizer.from_file(str(file)))
+        return prepared(Tokenizer.from_file(str(file)))
     except Exception as error:  # the library raises nothing more special
         raise BadInput(f"{name}: not a tokenizer.json: {error}") from None
 
@@ -59,10 +59,15 @@ def vocabulary(tokenizer) -> int:
     return 1 + max(tokenizer.get_vocab().values())
 
 
-def with_decoder(tokenizer):
-    """The tokenizer; a WordPiece without a decoder of its own gets one that joins its pieces."""
+def prepared(tokenizer):
+    """The tokenizer without truncation and padding, which files saved by other libraries may
+    carry and which would cut or fill every row. A WordPiece without a decoder of its own gets one
+    that joins its pieces.
+    """
     from tokenizers import decoders, models
 
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     if tokenizer.decoder is None and isinstance(tokenizer.model, models.WordPiece):
         prefix = tokenizer.model.continuing_subword_prefix
         # cleanup would also write "do n't" as "don't", and "do not" as well
@@ -114,4 +119,4 @@ def _train_wordpiece(rows, vocab_size: int, alphabet_size: int | None):
     continuing = sorted(t for t in trained_vocab(SPECIAL) if len(t) == 3 and t.startswith("##"))
     tokenizer = bare(models.WordPiece(trained_vocab(SPECIAL + continuing), unk_token="[UNK]"))
     tokenizer.add_special_tokens(SPECIAL)
-    return with_decoder(tokenizer)
+    return prepared(tokenizer)
