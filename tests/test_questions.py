@@ -308,10 +308,7 @@ def test_a_tuning_seed_is_never_one_of_the_sweeps():
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (
-            "tune=lr hydra.mode=RUN",
-            "tune=lr: needs a sweep (-m); this is one run",
-        ),
+        ("tune=lr hydra.mode=RUN", "tune=lr: needs a sweep (-m); this is one run"),
         ("tune=lr tune.seeds=[-1] hydra.mode=RUN", "tune.seeds.0=-1: must be greater than"),
         ("tune=lr tune.factors=[1,1] hydra.mode=RUN", "tune.factors=[1.0, 1.0]: must name each"),
         ("tune=rl hydra.mode=RUN", "tune=rl: unknown tune; did you mean lr?"),

@@ -23,6 +23,7 @@ TASKS = st.lists(
     st.lists(st.integers(1, 9), min_size=2, max_size=2).filter(lambda task: task[0] > 1),
     min_size=1,
     max_size=4,
+    unique_by=tuple,
 )
 
 
@@ -52,6 +53,12 @@ def test_sequences_follow_the_recurrence(tasks, length, seed, train):
         assert all(0 <= symbol < n for symbol in (*x, expected[-1]))
         x.append(expected[-1])
         assert all(x[t] == (x[t - 1] + x[t - tau]) % n for t in range(tau, length))
+
+
+def test_a_level_keeps_its_token_in_a_test_of_some_levels():
+    data = SymbolData(symbols([[2, 1], [4, 3], [3, 2]], 6, test_ladder=[[3, 2], [4, 3]]), seed=0)
+    inputs, _, _ = data.evaluation("test").__getitems__([(0, 0), (0, 1)])
+    assert inputs[:, 0].tolist() == [4 + 2, 4 + 1]
 
 
 def test_a_key_decides_a_sequence():

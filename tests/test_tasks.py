@@ -223,7 +223,7 @@ def test_a_run_measures_every_level(task, cache, tmp_path):
         ("data=mqar data.ladder=[[4,64],[1,2]]", "[pairs, length]=[1, 2]: length=2 must be"),
         ("data=mqar data.test_ladder=[[4,65]]", "test_ladder=[[4, 65]]: [pairs, length]=[4, 65]:"),
         ("data=nt data.ladder=[[2,4],[2,4]]", "[[2, 4], [2, 4]]: a level is named twice"),
-        ("data=nt data.ladder=[[2,4],[4,4]] data.eval_size=1", "must be at least the number of"),
+        ("data=nt data.ladder=[[2,4],[4,4]] data.eval_size=1", "needs data.eval_size=1 to be at"),
         ("data=nt data.test_ladder=[[16,5]]", "[16, 5] must be in data.ladder too"),
         ("data=mqar +data.tau=3", "data.tau: unknown key for this choice of data"),
         ("data=mqar data.name=mqra", "did you mean mqar?"),

@@ -51,25 +51,24 @@ class Symbols(Section, ABC):
         """How many answers are equally likely for a predictor that does not use the history."""
 
     def contradictions(self) -> Iterator[str]:
-        yield from self._problems(self.tasks, f"ladder={self.ladder}" if self.ladder else None)
-        if self.test_ladder:
-            yield from self._problems(self.test_ladder, f"test_ladder={self.test_ladder}")
+        if not self.ladder:
+            yield from (f"data.{problem}" for problem in self._of_level(self.tasks[0]))
         for name, ladder in (("ladder", self.ladder), ("test_ladder", self.test_ladder)):
-            if ladder and len({tuple(level) for level in ladder}) < len(ladder):
-                yield f"data.{name}={ladder}: a level is named twice"
-            if ladder and len(ladder) > self.eval_size:
-                yield (
-                    f"data.eval_size={self.eval_size}: must be at least the number of levels in "
-                    f"data.{name}, {len(ladder)}"
-                )
+            if ladder:
+                yield from (f"data.{name}={ladder}: {said}" for said in self._of_ladder(ladder))
 
-    def _problems(self, tasks: list[list[int]], ladder: str | None) -> Iterator[str]:
-        for task in tasks:
-            for key, problem in self.problems(*task):
-                said = f"{key}={task[self.level.index(key)]}"
-                if ladder:
-                    said = f"{ladder}: [{', '.join(self.level)}]={task}: {said}"
-                yield f"data.{said} {problem}"
+    def _of_ladder(self, ladder: list[list[int]]) -> Iterator[str]:
+        for task in ladder:
+            for problem in self._of_level(task):
+                yield f"[{', '.join(self.level)}]={task}: {problem}"
+        if any(ladder.count(task) > 1 for task in ladder):
+            yield "a level is named twice"
+        if len(ladder) > self.eval_size:
+            yield f"needs data.eval_size={self.eval_size} to be at least {len(ladder)}"
+
+    def _of_level(self, task: list[int]) -> Iterator[str]:
+        for key, problem in self.problems(*task):
+            yield f"{key}={task[self.level.index(key)]} {problem}"
 
     @abstractmethod
     def problems(self, first: int, second: int) -> Iterator[tuple[str, str]]:

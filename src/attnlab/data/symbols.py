@@ -119,11 +119,11 @@ class Sequences:
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Sequences of (epoch, index) keys, which alone decide them; tasks come in turn."""
-        make, tasks = TASKS[self.options.name], self.tasks
-        numbers = [index % len(tasks) for _, index in keys]
+        make = TASKS[self.options.name]
+        numbers = [index % len(self.tasks) for _, index in keys]
         made = []
         for number, key in zip(numbers, keys, strict=True):
             random = np.random.default_rng(derive_seed(self.options.name, *self.key, *key))
-            made.append(make(random, self.options, tasks[number], number))
+            made.append(make(random, self.options, self.tasks[number]))
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
         return inputs, targets, torch.tensor(numbers)

@@ -4,7 +4,7 @@
     copy     delay copy, selective copy, both at random; after arXiv 2609.11913 (second-hand)
     recall   multi-query associative recall, arXiv 2312.04927
 
-Each takes the generator, the options, the level and its number in the stream, and gives
+Each takes the generator, the options and the level, and gives
 inputs (L,) and targets (L,): what to predict at each position, or UNSCORED where the symbols up to
 there do not determine it. So an accuracy of 1 can be reached in every task.
 """
@@ -25,7 +25,7 @@ UNSCORED = -100  # a target that neither loss nor accuracy counts; torch's own d
 Sequence = tuple[np.ndarray, np.ndarray]
 
 
-def nt(random: np.random.Generator, options: NT, level: list[int], number: int) -> Sequence:
+def nt(random: np.random.Generator, options: NT, level: list[int]) -> Sequence:
     """A token that names the task, tau random symbols, and then what follows from them, which
     alone is predicted. The symbols of all tasks are 0 to N - 1; then come the tokens.
     """
@@ -33,7 +33,7 @@ def nt(random: np.random.Generator, options: NT, level: list[int], number: int) 
     x = random.integers(n, size=tau).tolist()
     for t in range(tau, length):
         x.append((x[t - 1] + x[t - tau]) % n)
-    first = options.vocab_size - len(options.tasks) + number
+    first = options.vocab_size - len(options.tasks) + options.tasks.index(level)
     return np.array([first, *x[:-1]]), np.array([UNSCORED] * tau + x[tau:])
 
 
@@ -48,7 +48,7 @@ MEAN_SHARE = 2 / 3  # of the longest content: 6 symbols in the mean
 LEAST_CONTENT = 2  # so that a selective copy is never empty
 
 
-def copy(random: np.random.Generator, options: Copy, level: list[int], number: int) -> Sequence:
+def copy(random: np.random.Generator, options: Copy, level: list[int]) -> Sequence:
     """Episodes, one behind the other. An episode of delay d is a start token at place 0, its
     content at the places from 1 on, noise, a recall token at place d, and the copy: of the whole
     content behind COPY_ALL, of its 2nd, 4th, ... symbol behind COPY_EVEN. The copy is scored, from
@@ -71,9 +71,7 @@ def copy(random: np.random.Generator, options: Copy, level: list[int], number: i
     return tokens[:-1], targets
 
 
-def recall(
-    random: np.random.Generator, options: Recall, level: list[int], number: int
-) -> Sequence:
+def recall(random: np.random.Generator, options: Recall, level: list[int]) -> Sequence:
     """Different keys, each with its value behind it, and later every key once more, where its
     value is to be predicted. Keys are of the lower half of the vocabulary, values of the upper
     one, all different. Queries stand at even places within `length`; the s-th of these places from

@@ -77,9 +77,7 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
             by_query, by_key = (x * out_weight[:, None] for x in (by_query, by_key))
         da[:, :, rows] = by_query
         dc[:, :, :keys] += by_key
-        if activation not in HOMOGENEOUS:
-            linear = _products([grad], units)[:, 0]
-        d_out += linear
+        d_out += linear if activation in HOMOGENEOUS else _products([grad], units)[:, 0]
     return da, dc, d_mid, d_bias, d_out, dv
 
 

@@ -137,20 +137,19 @@ def _runs(comparison: Comparison) -> Iterable[str]:
     if len(comparison.fingerprints) > 1:
         said = ", ".join(sorted(comparison.fingerprints))
         yield f"WARNING: {DIFFERENT} (fingerprints {said})."
-    sources = {
-        run.env["source"] for a in arms for run in a.counted.values() if "source" in run.env
-    }
+    environments = [run.env for arm in arms for run in arm.counted.values()]
+    sources = {env["source"] for env in environments if "source" in env}
     if len(sources) > 1:
         yield (
             "WARNING: the code that computes results was changed between these runs "
             f"(source {', '.join(sorted(sources))} in env.json); a difference may be the code's."
         )
-    if len({run.env.get("compile", False) for a in arms for run in a.counted.values()}) > 1:
+    if len({env.get("compile", False) for env in environments}) > 1:
         yield (
             "WARNING: some of these runs were compiled (runtime.compile) and others were not. They"
             " draw different dropout masks from the same seed, so seeds pair less of the noise."
         )
-    commits = {commit(run.env) for arm in arms for run in arm.counted.values()}
+    commits = set(map(commit, environments))
     if len({name.removesuffix(DIRTY) for name in commits}) > 1:
         yield "The runs were made with different commits (listed below)."
     elif len(commits) > 1:
