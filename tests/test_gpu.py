@@ -49,7 +49,7 @@ def test_all_stages_and_rows_that_are_there(tmp_path):
 
     code, out, err = gpu(tmp_path, "size=smoke", "results=results")
     logs = [p.read_text() for p in (tmp_path / "outputs/gpu/smoke").glob("*.log")]
-    assert code == 0, (out, err, *logs)
+    assert code == 0, "\n".join((out, err, *logs))  # a text is printed whole
     assert [line.split(":")[0] for line in out.splitlines()] == [*STAGES, "page"]
     found = {stage: rows(tmp_path, stage) for stage in STAGES}
     assert all(row["holds"] for row in (*found["correct"], *found["logs"]))
