@@ -216,7 +216,7 @@ def test_a_damaged_result_is_one_line(finished):
     cfg, folder = finished
     file = folder / "result.json"
     file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(BadInput, match=r"result.json: is damaged; delete it and run the same command"):
+    with pytest.raises(BadInput, match=r"result.json: is damaged; delete it and run the"):
         run(cfg, folder)
 
 
