@@ -243,6 +243,16 @@ def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
     assert ended - began < PATIENCE
 
 
+def test_a_later_run_of_a_process_that_has_moved_to_another_folder(tmp_path, cache, monkeypatch):
+    """W&B's service stays where the first run started it; a run's folder may be relative."""
+    cfg = config(*SMALL, "logger=wandb", "logger.mode=offline", f"runtime.cache={cache}")
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        run(cfg, Path("run"))
+        assert mirrored(offline_rows(tmp_path / place / "run")) == record(tmp_path / place / "run")
+
+
 def test_server_lost_in_mid_run_and_the_rest_uploaded(start, train, server, tmp_path):
     folder = tmp_path / "run"
     halts = Halts(tmp_path, row(41))

@@ -111,6 +111,7 @@ class Mirror:
     """
 
     def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any], mode: str):
+        folder = folder.absolute()  # a W&B service that other runs share has its own folder
         id_file = folder / "wandb_id.txt"
         if not id_file.is_file():
             write_atomic(id_file, secrets.token_hex(8))
