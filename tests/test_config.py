@@ -12,6 +12,7 @@ from attnlab import cli
 from attnlab.config import compose
 from attnlab.config.messages import known_keys, unknown_key
 from attnlab.config.schema import ADDED_TO
+from attnlab.data.loader import build_data
 from attnlab.errors import BadInput
 
 DATA = sorted(p.stem for p in (compose.CONFIGS / "data").glob("*.yaml"))
@@ -103,6 +104,16 @@ def test_all_problems_at_once_and_nothing_touched(train, tmp_path):
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 3 and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_folders_that_were_there_stay(train, tmp_path):
+    code, _, err = train("data=text", "data.path=nope", f"hydra.run.dir={tmp_path}/new/run")
+    assert code == 2 and "nope" in err and list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    data = config("data=text", "data.path=nope").data
+    with pytest.raises(BadInput, match="nope"):
+        build_data(data, 0, tmp_path / "mine" / "new" / "cache")
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine"]
 
 
 def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):

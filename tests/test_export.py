@@ -281,6 +281,13 @@ def test_the_card_has_intervals_where_there_are_other_seeds(exported, tmp_path):
         assert said in card
 
 
+def test_the_card_says_where_the_data_is(exported):
+    """Only a hub id may stand under `datasets`: the hub looks it up."""
+    for kind, where in (("symbols", "generated"), ("image", "embedded")):
+        card = (exported(kind)[2] / "README.md").read_text()
+        assert where in card and "datasets:" not in card
+
+
 class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a server that creates a repository and takes small files."""
 

@@ -295,6 +295,20 @@ def test_a_damaged_best_checkpoint_is_found_before_training_goes_on(finished):
     assert (folder / "metrics.jsonl").read_bytes() == rows
 
 
+def test_the_model_that_is_tested_is_the_one_the_result_names(finished):
+    """best.pt may come after the checkpoint, and other rounding may not lead there again."""
+    cfg, folder = finished
+    newest(folder).unlink()
+    (folder / "result.json").unlink()
+    best = checkpoint.load_best(folder / "checkpoints")
+    state = checkpoint.load(newest(folder))
+    assert state["step"] < best["step"] == 4
+    state["best"] = {"val/loss": -1.0, "step": state["step"]}  # no evaluation will beat it
+    newest(folder).write_bytes(checkpoint.dump(state))
+    result = run(cfg, folder)
+    assert (result["best/step"], result["best/val/loss"]) == (4, best["val/loss"])
+
+
 def test_checkpoint_that_runs_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):

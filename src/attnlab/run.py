@@ -28,9 +28,9 @@ from attnlab.training.flops import arithmetic
 from attnlab.training.model import build
 from attnlab.training.resume import (
     other_source,
-    same_best,
     same_data,
     same_processes,
+    take_best,
     with_history,
 )
 from attnlab.training.trainer import fit, total_steps
@@ -98,7 +98,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
     if state:  # before anything in the folder is touched
         same_data(state["data"], data, folder.path)
         same_processes(state, folder.path)
-        same_best(state, folder)
+        take_best(state, folder)
         folder.write_config()
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)

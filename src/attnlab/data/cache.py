@@ -2,13 +2,11 @@
 
 import contextlib
 import hashlib
-import inspect
 import json
 import logging
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,12 +26,12 @@ NOTES = "notes.json"
 def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], None]) -> Path:
     """The folder of what `build` writes, built only if no folder for `key` is there yet.
 
-    The code of build's module counts as part of the key: other code may prepare other data.
+    The code of this package counts as part of the key: other code may prepare other data.
     build(folder) writes files into a folder that gets its name by one rename, so two runs may
     prepare the same data at once, and a killed one leaves nothing under the name.
     """
-    code = inspect.getsource(sys.modules[build.__module__])
-    key = {"code": digest(code.encode()), **key}
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    key = {"code": digest(code), **key}
     folder = root / f"{name}-{digest(json.dumps(key, sort_keys=True).encode())[:16]}"
     if folder.is_dir() and not _whole(folder):
         log.warning("%s: damaged on disk; preparing it again", folder)

@@ -61,6 +61,7 @@ def build_data(data: config.Data, seed: int, cache: str | Path) -> Data:
     that is made on the fly. Errors: `BadInput` (see `build_text`, `build_images`).
     """
     cache = Path(cache)
+    missing = [folder for folder in (cache, *cache.parents) if not folder.exists()]
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,7 +70,8 @@ def build_data(data: config.Data, seed: int, cache: str | Path) -> Data:
         return _build(data, seed, cache)
     except BadInput:
         with contextlib.suppress(OSError):  # as far as nothing is in them
-            os.removedirs(cache)
+            for folder in missing:
+                folder.rmdir()
         raise
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from attnlab import __version__
 from attnlab.config.schema import Config
+from attnlab.data.embedded import PREFIX
 from attnlab.report.collect import Run, read
 from attnlab.report.compare import Arm, Comparison, comparisons
 from attnlab.report.statistics import summarize
@@ -92,16 +93,16 @@ def _head(cfg: Config) -> list[str]:
 
 
 def hub_id(cfg: Config) -> str | None:
-    """Where the data lies on the hub; None for a local copy and for data without a path."""
+    """Where the data lies on the hub; None for a local copy, embedded data and symbols."""
     path = getattr(cfg.data, "path", None) or "/"
-    local = path.startswith((".", "/", "~")) or Path(path).exists()
+    local = path.startswith((".", "/", "~", PREFIX)) or Path(path).exists()
     return None if local else path
 
 
 def _source(cfg: Config) -> str:
-    if getattr(cfg.data, "path", None):
-        return hub_id(cfg) or "a local copy"
-    return "generated" if cfg.data.kind == "symbols" else "embedded"
+    if cfg.data.kind == "symbols":
+        return "generated"
+    return hub_id(cfg) or ("embedded" if cfg.data.path.startswith(PREFIX) else "a local copy")
 
 
 def _licence(cfg: Config) -> str:

@@ -122,11 +122,14 @@ class RunFolder:
         return self.writes
 
     def discard_if_empty(self) -> None:
-        """Remove the folder and its parents as far as they are empty: Hydra makes them before we
-        can check the input.
+        """Remove the folder and its parents as far as they are empty, but not the one we are in:
+        Hydra makes them before we can check the input.
         """
+        path, here = self.path.absolute(), Path.cwd()
         with contextlib.suppress(OSError):
-            os.removedirs(self.path)
+            for folder in (path, *path.parents):
+                if folder not in (here, *here.parents):
+                    folder.rmdir()
 
     def write(self, name: str, content: str | bytes, check: Check | None = None) -> None:
         """Write a file whole or not at all: see `write_atomic`."""

@@ -38,13 +38,20 @@ def same_processes(state: dict[str, Any], path: Path) -> None:
         )
 
 
-def same_best(state: dict[str, Any], folder: RunFolder) -> None:
-    """Errors: `BadInput` if the best checkpoint so far is lost, before training continues."""
-    if state.get("best"):
-        try:
-            checkpoint.load_best(folder.checkpoints)
-        except BadInput as error:
-            raise BadInput(f"{error}; move the run folder away to start from step 0") from None
+def take_best(state: dict[str, Any], folder: RunFolder) -> None:
+    """Let the state to continue from name the evaluation that best.pt was saved at. It may be one
+    that came after the checkpoint; where rounding has changed since, training may not find it
+    again. Errors: `BadInput` if best.pt is lost, before training continues.
+    """
+    file = folder.checkpoints / "best.pt"
+    if not state.get("best") and not file.exists():
+        return
+    try:
+        best = checkpoint.load_best(folder.checkpoints)
+    except BadInput as error:
+        raise BadInput(f"{error}; move the run folder away to start from step 0") from None
+    if best["step"] > state["step"]:
+        state["best"] = {k: v for k, v in best.items() if k not in ("model", "data")}
 
 
 _ROUNDING = "no longer the same to the last bit"
