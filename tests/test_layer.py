@@ -26,7 +26,8 @@ from attnlab import NeuralAttention
 from attnlab.benchmarks.generation import generation
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS
-from attnlab.inspection.generate import detokenize, generate, language_model
+from attnlab.inspection.generate import detokenize, generate
+from attnlab.inspection.trained import trained
 from attnlab.models.attention.base import Attention
 from attnlab.run import run
 
@@ -220,7 +221,7 @@ def test_generated_text_does_not_depend_on_the_cache(cache, tmp_path):
     cfg = config("scale=smoke", "arch.positions=rotary", *settings)
     run(cfg, tmp_path / "run")
     block, device = cfg.data.sequence_length, torch.device("cpu")
-    tokenizer, model = language_model(cfg, tmp_path / "run", device)
+    tokenizer, model = trained(cfg, tmp_path / "run", device)
     prompt = "The statement " * (block // 2 - 2)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids[: block - 6]
     prompt = tokenizer.decode(ids)

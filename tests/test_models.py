@@ -146,6 +146,15 @@ def test_a_wide_arm_for_dagpam_has_its_parameters_and_no_unit_to_spare(words):
     assert dagpam <= wide < dagpam + layers * unit and wide % (layers * unit) == 0
 
 
+def test_fixed_lambdas_are_no_trainable_parameters():
+    fixed, trainable = (
+        parameter_counts(_bare(config("model=dagpam", f"model.trainable={t}"), 300, 300, 64))
+        for t in ("false", "true")
+    )
+    layers = config().arch.layers
+    assert {key: trainable[key] - fixed[key] for key in fixed} == dict.fromkeys(fixed, 2 * layers)
+
+
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_extra_units_are_more_columns_of_the_ffn(norm):
     """The first block is the one whose FFN has both matrices joined; the others have none."""

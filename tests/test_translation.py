@@ -23,7 +23,8 @@ from attnlab.data.symbols import UNSCORED
 from attnlab.data.translation import BOS, EOS, Groups, Sentences, detokenize, train_bpe
 from attnlab.errors import BadInput
 from attnlab.inspection.attention_maps import views
-from attnlab.inspection.translate import encoded, translations, translator
+from attnlab.inspection.trained import trained
+from attnlab.inspection.translate import encoded, translations
 from attnlab.models.attention.dot import DotProductAttention
 from attnlab.models.beam import beam_search
 from attnlab.models.seq2seq import CrossAttention
@@ -411,13 +412,13 @@ def test_the_command_line_translates_as_the_run_did(whole, capsys):
     lines = {
         s: (whole / f"test.{s}.txt").read_text().splitlines() for s in ("source", "translation")
     }
-    words = (cfg.data.beam_width, cfg.data.length_penalty, torch.device("cpu"))
-    assert translations(cfg, whole, lines["source"], *words) == lines["translation"]
-    alone = [translations(cfg, whole, [text], *words)[0] for text in lines["source"][:3]]
+    cpu = torch.device("cpu")
+    assert translations(cfg, whole, lines["source"], cpu) == lines["translation"]
+    alone = [translations(cfg, whole, [text], cpu)[0] for text in lines["source"][:3]]
     assert alone == lines["translation"][:3]
     for text, said in (("", "must have 1 to"), ("w " * 300, "it has 300")):
         with pytest.raises(BadInput, match=said):
-            translations(cfg, whole, [text], *words)
+            translations(cfg, whole, [text], cpu)
 
 
 SHORT, LONG = {"en": "a", "de": "b"}, {"en": "a", "de": "a b c d e"}
@@ -428,9 +429,9 @@ def test_cross_attention_of_a_translation_is_shown(whole, tmp_path, monkeypatch)
     """Row t is what the decoder looks at while it writes token t of its own translation."""
     cfg, text = load(whole), "w1 w22 w3"
     (view,) = views([(whole, cfg)], text, None, "all")
-    tokenizer, model = translator(cfg, whole, torch.device("cpu"))
+    tokenizer, model = trained(cfg, whole, torch.device("cpu"))
     source = torch.tensor(encoded(cfg, tokenizer, text))[None]
-    (said,) = translations(cfg, whole, [text], cfg.data.beam_width, cfg.data.length_penalty, "cpu")
+    (said,) = translations(cfg, whole, [text], torch.device("cpu"))
     assert f'translated as "{said}"' in view.subject
     target = Pairs(source, torch.tensor([[BOS, *tokenizer.encode(said).ids]]))
     heads, rows, columns = cfg.arch.heads, len(view.tokens), len(view.source)

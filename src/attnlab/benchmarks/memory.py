@@ -6,6 +6,8 @@ PyTorch cannot run a backward pass of such tensors on `cuda` without a CUDA driv
 what kernels allocate inside, cuBLAS's workspace, and the rounding of the allocator.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -51,7 +53,7 @@ def step(
     with precision(cfg.trainer, device)():
         loss = training_loss(model(inputs), targets)
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), cfg.trainer.grad_clip)
+    nn.utils.clip_grad_norm_(model.parameters(), cfg.trainer.grad_clip or math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -17,8 +17,8 @@ from attnlab.data.loader import build_data
 from attnlab.data.pairs import Pairs
 from attnlab.data.translation import BOS, EOS, detokenize
 from attnlab.errors import BadInput
-from attnlab.inspection.generate import language_model
-from attnlab.inspection.translate import encoded, translator
+from attnlab.inspection.trained import trained
+from attnlab.inspection.translate import encoded
 from attnlab.runs.files import slug, write_atomic
 from attnlab.runtime.device import choose_device
 from attnlab.training import checkpoint
@@ -148,7 +148,7 @@ def _layers(said: str, path: Path, cfg: Config) -> list[int]:
 
 def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
     device = choose_device(cfg.runtime, cfg.trainer.precision)
-    tokenizer, model = language_model(cfg, path, device)
+    tokenizer, model = trained(cfg, path, device)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     most = cfg.data.sequence_length
     if not 1 <= len(ids) <= most:
@@ -164,7 +164,7 @@ def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
 def _translation_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
     """Cross-attention, while the run's own translation of the text is written."""
     device = choose_device(cfg.runtime, cfg.trainer.precision)
-    tokenizer, model = translator(cfg, path, device)
+    tokenizer, model = trained(cfg, path, device)
     source = torch.tensor(encoded(cfg, tokenizer, text), device=device)[None]
     (ids,) = translate(model, Pairs(source, source[:, :0]), cfg.data)
     target = torch.tensor([[BOS, *ids]], device=device)

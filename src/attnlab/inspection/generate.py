@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from attnlab.config.schema import Config
-from attnlab.data.tokenizer import load_tokenizer, vocabulary
 from attnlab.errors import BadInput
-from attnlab.models.transformer import Transformer, build_model
-from attnlab.training import checkpoint
+from attnlab.inspection.trained import trained
+from attnlab.models.transformer import Transformer
 
 
 def generate(
@@ -40,7 +39,7 @@ def generate(
     ):
         if not value >= least:
             raise BadInput(f"{name}={value}: must be at least {least}")
-    tokenizer, model = language_model(cfg, folder, device)
+    tokenizer, model = trained(cfg, folder, device)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if not ids:
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
@@ -75,27 +74,6 @@ def continued(
         new = torch.tensor(ids[-block:][cache[0].tokens :], device=device)[None]
         ids.append(pick(model(new, cache)[0, -1].float().cpu()))
     return ids
-
-
-def language_model(cfg: Config, folder: Path, device: torch.device):
-    """The tokenizer and the trained model, in evaluation mode, of the text run in `folder`.
-
-    Errors: `BadInput` if its best checkpoint or its tokenizer is missing or damaged.
-    """
-    best = checkpoint.load_best(folder / "checkpoints")
-    file = folder / "tokenizer.json"
-    tokenizer = load_tokenizer(file, str(file))
-    vocab = vocabulary(tokenizer)
-    model = build_model(
-        cfg.arch,
-        cfg.model,
-        cfg.seed,
-        inputs=vocab,
-        outputs=vocab,
-        tokens=cfg.data.sequence_length,
-    )
-    checkpoint.fill(model, best, folder)
-    return tokenizer, model.to(device).eval()
 
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:

@@ -7,53 +7,41 @@ import torch
 
 from attnlab.config.schema import Config
 from attnlab.data.pairs import PAD, Pairs, padded
-from attnlab.data.tokenizer import load_tokenizer
 from attnlab.data.translation import EOS, detokenize
 from attnlab.errors import BadInput
-from attnlab.models.transformer import build_model
-from attnlab.training import checkpoint, translate
+from attnlab.inspection.trained import trained
+from attnlab.training import translate
+from attnlab.training.update import precision
 
 
 def translations(
     cfg: Config,
     folder: Path,
     texts: list[str],
-    beam_width: int,
-    length_penalty: float,
     device: torch.device,
+    beam_width: int | None = None,
+    length_penalty: float | None = None,
 ) -> list[str]:
-    """A translation of each text by the best checkpoint of the run in `folder`.
+    """A translation of each text by the best checkpoint of the run in `folder`; its beam search is
+    the run's own where nothing else is given.
 
     Errors: `BadInput` for a run of another kind, a text that is empty or too long, a width below
     1, a penalty below 0, and for a checkpoint or tokenizer that is missing or damaged.
     """
     if cfg.data.kind != "translation":
         raise BadInput(f"run={folder}: does not translate (data={cfg.data.name})")
-    if beam_width < 1:
+    if beam_width is not None and beam_width < 1:
         raise BadInput(f"beam_width={beam_width}: must be at least 1")
-    if not length_penalty >= 0:
+    if length_penalty is not None and not length_penalty >= 0:
         raise BadInput(f"length_penalty={length_penalty}: must be at least 0")
-    tokenizer, model = translator(cfg, folder, device)
+    tokenizer, model = trained(cfg, folder, device)
     source = padded([encoded(cfg, tokenizer, text) for text in texts], PAD)
     pairs = Pairs(source, source[:, :0]).to(device)  # there is no target yet
-    search = {"beam_width": beam_width, "length_penalty": length_penalty}
-    options = cfg.data.model_copy(update=search)
-    found = translate.translate(model, pairs, options)
+    given = {"beam_width": beam_width, "length_penalty": length_penalty}
+    given = {key: value for key, value in given.items() if value is not None}
+    with precision(cfg.trainer, device)():
+        found = translate.translate(model, pairs, cfg.data.model_copy(update=given))
     return [detokenize(tokenizer, ids) for ids in found]
-
-
-def translator(cfg: Config, folder: Path, device: torch.device):
-    """The tokenizer and the trained model, in evaluation mode, of the translation run in `folder`.
-
-    Errors: `BadInput` if its best checkpoint or its tokenizer is missing or damaged.
-    """
-    best = checkpoint.load_best(folder / "checkpoints")
-    tokenizer = load_tokenizer(folder / "tokenizer.json", str(folder / "tokenizer.json"))
-    vocab = tokenizer.get_vocab_size()
-    sizes = {"inputs": vocab, "outputs": vocab, "tokens": cfg.data.sequence_length}
-    model = build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
-    checkpoint.fill(model, best, folder)
-    return tokenizer, model.to(device).eval()
 
 
 def encoded(cfg: Config, tokenizer, text: str) -> np.ndarray:

@@ -145,8 +145,9 @@ def build_model(
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """`params`: all trainable values; `params_attention`: those of the mechanisms alone."""
-    mechanisms = [attention.mechanism for attention in model.attentions]
-    return {
-        "params": sum(p.numel() for p in model.parameters()),
-        "params_attention": sum(p.numel() for m in mechanisms for p in m.parameters()),
-    }
+    mechanisms = nn.ModuleList(attention.mechanism for attention in model.attentions)
+
+    def trainable(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+    return {"params": trainable(model), "params_attention": trainable(mechanisms)}

@@ -6,7 +6,6 @@ measured; a row that is there, of the same code, is not measured again.
 """
 
 import contextlib
-import hashlib
 import os
 import signal
 import sys
@@ -18,10 +17,8 @@ from typing import Any
 
 from attnlab.benchmarks.gpu.plan import CONTEXT, STAGES, Plan, Program, smoke
 from attnlab.errors import BadInput
+from attnlab.runs.environment import source
 from attnlab.runs.files import Ledger, slug, write_atomic
-
-SOURCE = Path(__file__).resolve().parents[2]
-MEASURED = ["kernels", "models", "training"]  # the code that rows tell of
 
 Row = dict[str, Any]
 
@@ -115,7 +112,7 @@ def work(name: str, plan: Plan, number: int, of: int) -> None:
 
 def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
     """Measure the rows that are missing, or every `of`-th of them; each is written at once."""
-    ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), code_digest()
+    ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), source()
     measures = import_module(f"attnlab.benchmarks.gpu.{name}").work(plan)
     (plan.scratch / f"{name}.wanted").write_text(str(len(measures)))
     missing = [key for key in measures if key not in found or "error" in found[key]]
@@ -143,22 +140,12 @@ def ledger_file(name: str, plan: Plan) -> Path:
 
 
 def rows_of(name: str, plan: Plan) -> dict[str, Row]:
-    """The newest row of each name that this code has measured."""
-    code = code_digest()
-    rows = Ledger(ledger_file(name, plan)).rows()
-    return {row["row"]: row for row in rows if row["code"] == code}
-
-
-def code_digest() -> str:
-    """Eight hex digits over the source files that are measured. Who changes a stage itself so that
+    """The newest row of each name that this code has measured. Who changes a stage itself so that
     its rows mean something else removes its file.
     """
-    digest = hashlib.sha256()
-    for folder in MEASURED:
-        for file in sorted((SOURCE / folder).rglob("*")):
-            if file.suffix in (".py", ".h", ".cpp"):
-                digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
+    code = source()
+    rows = Ledger(ledger_file(name, plan)).rows()
+    return {row["row"]: row for row in rows if row["code"] == code}
 
 
 def write_page(plan: Plan) -> None:
@@ -170,5 +157,5 @@ def write_page(plan: Plan) -> None:
             whole = {key: row for key, row in rows.items() if "error" not in row}
             lines += [f"\n## {stage.TITLE}\n", *(stage.page(whole, plan) if whole else [])]
             lines += [f"- {key}: {row['error']}" for key, row in rows.items() if "error" in row]
-    head = f"# make gpu on {plan.results.name}\n\nCode {code_digest()}."
+    head = f"# make gpu on {plan.results.name}\n\nCode {source()}."
     write_atomic(plan.results / "README.md", "\n".join([head, *lines]) + "\n")
