@@ -29,8 +29,10 @@ from attnlab.models.attention.dot import DotProductAttention
 from attnlab.models.beam import beam_search
 from attnlab.models.seq2seq import CrossAttention
 from attnlab.models.transformer import build_model
+from attnlab.report.collect import collect
 from attnlab.report.maps import plot
 from attnlab.report.render import report
+from attnlab.report.summary import markdown
 from attnlab.run import run
 from attnlab.runs.tracking import Mirror
 from attnlab.training.optim import learning_rate
@@ -399,6 +401,7 @@ def test_report_and_wandb_show_scores_and_sample_translations(whole, tmp_path):
     sample = found["samples"][0]
     for text in (found["bleu_signature"], sample["source"], sample["reference"]):
         assert text in said
+    assert "test BLEU" in markdown(collect(tmp_path / "runs"))
     mirror = Mirror(load(whole), tmp_path / "runs" / "whole", {}, "offline")
     mirror.finish(found)
     (table,) = (tmp_path / "runs").rglob("media/table/samples*.table.json")

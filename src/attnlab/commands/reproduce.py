@@ -12,7 +12,6 @@ baseline, dot_product, runs with it.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 from attnlab import cli
@@ -42,7 +41,7 @@ def main(*words: str) -> None:
 
     jobs = with_baselines(compose_jobs(typed))
     check_arms(jobs)
-    need = estimate(jobs, say=partial(print, flush=True))  # minutes a kind at full size
+    need = estimate(jobs)
     print(need.table)
     if not need.possible:
         raise BadInput("not all of it can run on this machine; see the table")

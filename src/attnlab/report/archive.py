@@ -80,7 +80,7 @@ def thinned(rows: list[Row]) -> list[Row]:
     """
     evaluated = [i for i, row in enumerate(rows) if any(k.startswith(EVALUATED) for k in row)]
     trained = [i for i in range(len(rows)) if i not in set(evaluated)]
-    kept = {*_evenly(evaluated), *_evenly(trained)}
+    kept = {*evenly(evaluated, POINTS), *evenly(trained, POINTS)}
     keys = {key for row in rows for key in row}
     for key in keys:
         places = [i for i in evaluated if key in rows[i]]
@@ -88,8 +88,9 @@ def thinned(rows: list[Row]) -> list[Row]:
     return [rows[i] for i in sorted(kept)]
 
 
-def _evenly(places: list[int]) -> list[int]:
-    if len(places) <= POINTS:
-        return places
-    last = len(places) - 1
-    return [places[round(i * last / (POINTS - 1))] for i in range(POINTS)]
+def evenly(values: list, most: int) -> list:
+    """At most so many of the values, evenly spaced, with the first and the last."""
+    if len(values) <= most:
+        return values
+    last = len(values) - 1
+    return [values[round(i * last / (most - 1))] for i in range(most)]

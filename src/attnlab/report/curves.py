@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from attnlab.config.measures import PERPLEXITY
+from attnlab.report.archive import evenly
 from attnlab.report.collect import Run
 from attnlab.report.compare import NAMES, Arm, Comparison
 
@@ -145,7 +146,7 @@ def _mean(arm: Arm, points: dict, color: str, dash: str) -> Curve:
     finished = [found for run in arm.counted.values() if (found := points[run.folder])]
     curve = Curve(arm.label, color, dash, len(finished))
     if finished:
-        curve.x = _thinned(sorted(set.intersection(*map(set, finished))))
+        curve.x = evenly(sorted(set.intersection(*map(set, finished))), MOST_POINTS)
         columns = [[run[x] for run in finished] for x in curve.x]
         curve.mean = [_short(fmean(column)) for column in columns]
         curve.low, curve.high = [min(c) for c in columns], [max(c) for c in columns]
@@ -153,7 +154,7 @@ def _mean(arm: Arm, points: dict, color: str, dash: str) -> Curve:
 
 
 def _line(arm: Arm, run: Run, points: dict[float, float]) -> Line:
-    x = _thinned(sorted(points))
+    x = evenly(sorted(points), MOST_POINTS)
     name = f"{arm.label}, seed {run.config['seed']}"
     whole = run.status == "finished"
     return Line(name if whole else f"{name}, {run.status}", x, [points[v] for v in x], whole)
@@ -162,14 +163,6 @@ def _line(arm: Arm, run: Run, points: dict[float, float]) -> Line:
 def _short(value: float) -> float:
     """Six digits: nobody sees more, and the page holds thousands of values."""
     return float(f"{value:.6g}")
-
-
-def _thinned(x: list[float]) -> list[float]:
-    """At most MOST_POINTS of them, evenly, with the first and the last."""
-    if len(x) <= MOST_POINTS:
-        return x
-    last = len(x) - 1
-    return [x[round(i * last / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
 def style(arm: Arm, used: list[tuple[str, str]]) -> tuple[str, str]:

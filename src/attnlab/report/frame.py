@@ -1,7 +1,6 @@
 """All runs as a table for pandas: one row a run."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas
 from attnlab.errors import BadInput
 from attnlab.report.collect import Run
 from attnlab.report.naming import differing
+from attnlab.runs.files import write_atomic
 
 FORMATS = (".csv", ".parquet")
 ALWAYS = ("data.name", "model.name", "seed")
@@ -39,16 +39,13 @@ def write(runs: list[Run], file: Path) -> None:
     """Write `frame` as .csv or .parquet, whole or not at all. Errors: `BadInput`."""
     if file.suffix not in FORMATS:
         raise BadInput(f"out={file}: must end in {' or '.join(FORMATS)}")
-    table, part = frame(runs), file.with_name(f".{file.name}.part")
+    table = frame(runs)
+    csv = file.suffix == ".csv"
+    content = table.to_csv(index=False) if csv else table.to_parquet(index=False)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".csv":
-            table.to_csv(part, index=False)
-        else:
-            table.to_parquet(part, index=False)
-        os.replace(part, file)
+        write_atomic(file, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise BadInput(f"out={file}: cannot be written: {error}") from None
 
 

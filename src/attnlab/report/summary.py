@@ -18,6 +18,7 @@ COLUMNS = {
     "status": "status",
     "test/perplexity": "test perplexity",
     "test/unigram_perplexity": "unigram",
+    "test/bleu": "test BLEU",
     "test/accuracy": "test accuracy",
     "test/chance_accuracy": "chance",
     "test/copy_accuracy": "copy",

@@ -130,8 +130,7 @@ def all_reduce_in_order(values: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return values
-    parts: list = [None] * world_size()
-    dist.all_gather_object(parts, values.cpu())
+    parts = gather(values.cpu())
     return sum(parts, torch.zeros((), dtype=values.dtype)).to(values.device)
 
 

@@ -94,9 +94,9 @@ class Estimate:
     possible: bool
 
 
-def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
-    """Measure every kind of run that is still to be done, after their data has been prepared. say:
-    called before each measurement. Errors: `BadInput` for data that cannot be had.
+def estimate(jobs: list[Job]) -> Estimate:
+    """Measure every kind of run that is still to be done, after their data has been prepared; each
+    is named on stdout first. Errors: `BadInput` for data that cannot be had.
     """
     samples = prepare(job.cfg for job in jobs if not job.finished)
     kinds: dict[str, list[Job]] = {}
@@ -115,7 +115,8 @@ def estimate(jobs: list[Job], say=lambda line: None) -> Estimate:
         if not left:
             row += ["finished", "", "", ""]
         else:
-            say(f"measuring two steps of {cfg.data.name} {cfg.model.name} ({cfg.scale})")
+            arm = f"{cfg.data.name} {cfg.model.name} ({cfg.scale})"
+            print(f"measuring two steps of {arm}", flush=True)  # minutes a kind at full size
             cost = calibrate(cfg)
             if isinstance(cost, str):
                 possible = False
