@@ -84,7 +84,8 @@ def plot_curves(curves: Curves, stem: Path) -> None:
     axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=9, frameon=False)
+    columns = min(len(curves.curves), 3)
+    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=columns)
     _save(figure, stem)
 
 
