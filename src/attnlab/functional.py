@@ -6,10 +6,13 @@ Shapes: N queries, M keys.
 
 import contextlib
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Autocast = Callable[[], contextlib.AbstractContextManager]  # a context of trainer.precision
 
 # Activations of score networks, by their names in the configuration.
 ACTIVATIONS = {

@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from attnlab.config.datasets import Image
+from attnlab.config.schema import ViT
 from attnlab.data.cache import NOTES, array, cached, digest, fingerprint
 from attnlab.data.embedded import IMAGES, embedded
 from attnlab.data.hub import SPLITS, Rows
@@ -43,7 +44,7 @@ class ImageData:
 
     sample_tokens = 0  # speed is counted in images
 
-    def shape(self, arch) -> dict[str, int]:
+    def shape(self, arch: ViT) -> dict[str, int]:
         """Values per patch, classes, and patches with the class token."""
         patches = (self.options.image_size // arch.patch_size) ** 2
         return {"inputs": 3 * arch.patch_size**2, "outputs": self.classes, "tokens": 1 + patches}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from attnlab.config import schema as config
+from attnlab.config.schema import Body
 from attnlab.data.symbols import SymbolData
 from attnlab.data.text import build_text
 from attnlab.data.translation import build_translation
@@ -34,7 +35,7 @@ class Data(Protocol):
     fingerprint: str
     sample_tokens: int
 
-    def shape(self, arch) -> dict[str, int]:
+    def shape(self, arch: Body) -> dict[str, int]:
         """Of a model for it: inputs, outputs, tokens (see `Transformer`)."""
 
     def train(self) -> Sized:

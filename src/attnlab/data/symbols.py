@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlab.config.schema import Body
 from attnlab.config.symbols import Symbols, suffix
 from attnlab.data.cache import digest
 from attnlab.data.tasks import TASKS, UNSCORED
@@ -36,7 +37,7 @@ class SymbolData:
         """Tokens in a training sample."""
         return self.options.sequence_length
 
-    def shape(self, arch) -> dict[str, int]:
+    def shape(self, arch: Body) -> dict[str, int]:
         """Inputs, outputs and longest sequence of a model."""
         vocab = self.options.vocab_size
         return {"inputs": vocab, "outputs": vocab, "tokens": self.options.sequence_length}

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from attnlab.config.datasets import Text
+from attnlab.config.schema import Body
 from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows
@@ -71,7 +72,7 @@ class TextData:
         """Tokens in a training sample."""
         return self.block
 
-    def shape(self, arch) -> dict[str, int]:
+    def shape(self, arch: Body) -> dict[str, int]:
         """Inputs, outputs and longest sequence of a model."""
         return {"inputs": self.vocab, "outputs": self.vocab, "tokens": self.block}
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.config.datasets import Translation
+from attnlab.config.schema import Body
 from attnlab.data.cache import array, cached, fingerprint
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.pairs import PAD, Pairs, padded
@@ -83,7 +84,7 @@ class TranslationData:
         groups = self.train()
         return round(groups.lengths[:, 1].sum() / len(groups))
 
-    def shape(self, arch) -> dict[str, int]:
+    def shape(self, arch: Body) -> dict[str, int]:
         """Inputs, outputs and longest sequence of a model."""
         tokens = self.options.sequence_length
         return {"inputs": self.vocab, "outputs": self.vocab, "tokens": tokens}

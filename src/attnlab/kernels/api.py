@@ -23,7 +23,7 @@ from attnlab.functional import (
 )
 from attnlab.kernels.ops import BACKENDS, fused_attention
 from attnlab.kernels.padding import blind_queries, key_padding, with_padding
-from attnlab.kernels.validation import check_inputs
+from attnlab.kernels.validation import Projections, Scorer, check_inputs
 
 log = logging.getLogger(__name__)
 _SAID: set[str] = set()
@@ -34,11 +34,11 @@ def neural_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    score_network,
+    score_network: Scorer,
     *,
     causal: bool,
     scale: float,
-    project=None,
+    project: Projections = None,
     backend: str = "auto",
     mask: Tensor | None = None,
     bias: Tensor | None = None,
@@ -46,12 +46,11 @@ def neural_attention(
     """softmax(scale * A + bias) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs
     5-10).
 
-    q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width); score_network: a `ScoreNetwork` or what
-    has its `forward`, `tables`, `takes`, `activation` and `unfusable`; project: two `HeadLinear`
-    from D to the width that it reads, or None. causal: query i sees key j <= i + M - N, so that
-    the last query sees all keys. mask: boolean, True where a key may be seen, broadcasts to
-    (B, H, N, M); a query that sees no key gets 0. bias: of positions, broadcasts to
-    (B, H, N, M). Returns (B, H, N, width of v) in the dtype of v.
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width); score_network: see `Scorer`;
+    project: two `HeadLinear` from D to the width that it reads, or None. causal: query i sees key
+    j <= i + M - N, so that the last query sees all keys. mask: boolean, True where a key may be
+    seen, broadcasts to (B, H, N, M); a query that sees no key gets 0. bias: of positions,
+    broadcasts to (B, H, N, M). Returns (B, H, N, width of v) in the dtype of v.
     backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
     queries, (B, 1, 1, M), at the price of one more hidden unit, and no bias; eager serves any.
     Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if

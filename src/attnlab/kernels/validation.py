@@ -7,13 +7,40 @@ widths of the hidden layers. Every function raises `ValueError`: what, what it g
 expected.
 """
 
+from typing import Protocol
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Projections = tuple[nn.Module, nn.Module] | None
+
+
+class Scorer(Protocol):
+    """What the backends need of a score network, as `models.attention.neural.ScoreNetwork` has it:
+    its scores, the tables that fused kernels start from, and why these do not take it.
+    """
+
+    activation: str
+
+    @property
+    def takes(self) -> tuple[int, int]: ...
+
+    @property
+    def unfusable(self) -> str | None: ...
+
+    def __call__(self, q: Tensor, k: Tensor, project: Projections = None) -> Tensor: ...
+
+    def tables(
+        self, q: Tensor, k: Tensor, scale: float, project: Projections = None
+    ) -> tuple[Tensor | None, ...]: ...
+
 
 SHARED = {0: "batch size", 1: "number of heads"}
 
 
-def check_inputs(q: Tensor, k: Tensor, v: Tensor, score_network, project, causal: bool) -> None:
+def check_inputs(
+    q: Tensor, k: Tensor, v: Tensor, score_network: Scorer, project: Projections, causal: bool
+) -> None:
     """The arguments of `attnlab.kernels.neural_attention`.
 
     q, k and v have the same heads, none is broadcast; score_network and project may have one set

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.data.loader import Data, eval_loader
+from attnlab.functional import Autocast
 from attnlab.runtime import distributed
 
 PREFIX = {"validation": "val", "test": "test"}
@@ -16,7 +17,7 @@ def to_device(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Data, split: str, batch_size: int, autocast
+    model: nn.Module, data: Data, split: str, batch_size: int, autocast: Autocast
 ) -> dict[str, float]:
     """Metrics of one split, keyed `<prefix>/<metric>` with prefix val or test; see `metrics` of
     the data set. Every sample counts once, and sums are in float64.

@@ -187,7 +187,12 @@ def total_steps(options: Trainer, dataset_size: int) -> int:
     return int(steps)
 
 
-def restore(state: dict[str, Any] | None, model, optimizer, scaler) -> Progress:
+def restore(
+    state: dict[str, Any] | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> Progress:
     """Load a checkpoint into model, optimizer and scaler; without one, stay at step 0."""
     if state is None:
         return Progress()

@@ -8,6 +8,7 @@ from attnlab.config.datasets import Translation
 from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.tokenizer import load_tokenizer
 from attnlab.data.translation import BOS, EOS, TranslationData, detokenize
+from attnlab.functional import Autocast
 from attnlab.models.beam import beam_search
 from attnlab.runtime import distributed
 from attnlab.training.evaluate import PREFIX
@@ -16,7 +17,7 @@ SAMPLES = 5  # shown in reports and in W&B
 
 
 def translated(
-    model: nn.Module, data: TranslationData, autocast
+    model: nn.Module, data: TranslationData, autocast: Autocast
 ) -> tuple[dict[str, float | str], dict[str, str]]:
     """What `scores` says of validation and test, and the files that it can be measured from again:
     <split>.source.txt, <split>.reference.txt and <split>.translation.txt, a sentence a line.
@@ -36,7 +37,9 @@ def translated(
     return metrics, files
 
 
-def translations(model: nn.Module, data: TranslationData, split: str, autocast) -> list[str]:
+def translations(
+    model: nn.Module, data: TranslationData, split: str, autocast: Autocast
+) -> list[str]:
     """A translation of every source of a split, in their order; the processes share the work."""
     device = next(model.parameters()).device
     tokenizer = load_tokenizer(data.tokenizer_file, str(data.tokenizer_file))

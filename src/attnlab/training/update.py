@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from attnlab.config.schema import Trainer
 from attnlab.data.pairs import Pairs
 from attnlab.data.symbols import UNSCORED
+from attnlab.functional import Autocast
 from attnlab.runtime import distributed
 from attnlab.runtime.seeding import reseed
 from attnlab.training.prefetch import Prefetch
@@ -107,7 +108,7 @@ def training_loss(
     )
 
 
-def precision(options: Trainer, device: torch.device):
+def precision(options: Trainer, device: torch.device) -> Autocast:
     """A factory of autocast contexts for trainer.precision; fp32 and tf32 have none (for tf32 see
     `choose_device`).
     """
