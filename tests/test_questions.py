@@ -17,7 +17,7 @@ from attnlab.config.measures import ACCURACY, PERPLEXITY
 from attnlab.config.question import check_question, question_in, questions
 from attnlab.config.tuning import Tuning
 from attnlab.errors import BadInput
-from attnlab.report.answer_text import quotation
+from attnlab.report.answer_text import notes, planning, quotation, verdicts
 from attnlab.report.collect import Run, collect
 from attnlab.report.compare import same_data, samples_tested
 from attnlab.report.questions import Answer, answers
@@ -183,6 +183,15 @@ def test_missing_runs_leave_it_undecided_however_clear_the_others_are():
     assert conclusion(answer) == "Undecided: 60 of 75 registered runs are finished."
 
 
+def test_seeds_are_planned_from_effects_that_can_be_equivalent():
+    """A difference of two effects spreads more, and is never called so."""
+    answer = controls({"else": (0.0, 0.0)}, noise=0.3)
+    spread = [contrast.effect.sd for contrast in answer.contrasts if not contrast.base]
+    assert max(spread) < max(contrast.effect.sd for contrast in answer.contrasts)
+    (said,) = planning(answer)
+    assert f"spread by up to {max(spread):.2g} %" in said
+
+
 def test_seeds_and_arms_that_were_not_registered_do_not_count():
     runs = [
         finished(value, "experiment=controls", "scale=mini", f"model={model}", seed=seed)
@@ -244,6 +253,43 @@ def test_a_question_about_bleu_is_answered_in_bleu():
     assert (effect.unit, effect.n) == ("BLEU", 3)
     assert effect.mean == pytest.approx(1 - 0.1 / 3)
     assert "test/bleu; smallest effect of interest 0.35 BLEU" in dict(quotation(answer)).values()
+
+
+def test_a_verdict_needs_every_registered_seed():
+    """A run that diverged, or is still to come, may be the one that would have changed it."""
+    kept = {
+        (model, seed): finished(
+            0, "experiment=recall", f"model={model}", seed=seed, **{"test/accuracy": value}
+        )
+        for model, base in (("dot_product", 0.5), ("uniform", 0.4), ("dagpam", 0.8))
+        for seed, value in zip((10, 11, 12), (base, base + 0.01, base + 0.02), strict=True)
+    }
+    last = kept["dagpam", 12]
+    last.result |= {"test/accuracy": 0.83}
+    (answer,) = answers(kept.values())
+    word, _ = next((word, said) for word, said in verdicts(answer) if said.startswith(OVER))
+    assert word == "better"
+    last.status, last.cause = "failed", "NonFinite: step 3: loss nan"
+    (answer,) = answers(kept.values())
+    word, said = next((word, said) for word, said in verdicts(answer) if said.startswith(OVER))
+    assert word == "undecided" and "2 of 3 registered seeds" in said
+    assert "WARNING: failed: dagpam seed 12 (NonFinite)." in notes(answer)
+
+
+OVER = "dagpam over dot_product"
+
+
+def test_a_run_counts_as_begun_when_it_began():
+    """It was made by the code of all its starts, not by that of the last one alone."""
+    runs = [
+        finished(v, "experiment=controls", "scale=mini", f"model={m}", seed=10, commit="f" * 40)
+        for m, v in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
+    ]
+    for run in runs:
+        run.env = {**run.env, "source": "b", "before": [{"git_commit": "0" * 40, "source": "a"}]}
+    (answer,) = answers(runs)
+    assert any("(source a, b in env.json)" in said for said in notes(answer))
+    assert "2 of 2 commits of the runs are not known here" in quotation(answer)[-1][1]
 
 
 def test_answers_of_one_question_have_names_of_their_own():
@@ -404,9 +450,22 @@ def test_an_interrupted_tuning_chooses_nothing_and_guesses_no_common_rate():
     (found,), _ = tunings(runs[:last] + runs[last + 1 :])
     assert [arm.own and arm.own.rate for arm in found.arms] == [0.006, None]
     assert "trials unfinished" in table(found).markdown()
+    between = [r for r in runs if r.config["trainer.lr"] != 0.012]  # stopped between two rates
+    (found,), _ = tunings(between)
+    assert [arm.own and arm.own.rate for arm in found.arms] == [0.006, None]
     fresh = [run for run in runs if not is_trial(run) and run.config["trainer.lr"] == 0.006]
     (found,), _ = tunings([run for run in runs if is_trial(run)] + fresh)
     assert found.at_common == {}  # only one arm has run so far
+
+
+def test_a_run_that_was_there_before_the_trials_is_one_of_them():
+    """The sweep does not repeat it, and chooses by its value too."""
+    runs = tuned("dot_product", {0.003: 0.9, 0.006: 0.8, 0.012: 0.7})
+    for run in runs:
+        if run.config["trainer.lr"] == 0.003:
+            run.config = run.config | {"runtime.tuning": False}
+    (found,), _ = tunings(runs)
+    assert found.arms[0].own == Choice(0.003, at_edge=True)
 
 
 def is_trial(run: Run) -> bool:

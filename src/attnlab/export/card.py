@@ -10,6 +10,7 @@ from attnlab.data.embedded import PREFIX
 from attnlab.report.collect import Run, read
 from attnlab.report.compare import Arm, Comparison, comparisons
 from attnlab.report.statistics import summarize
+from attnlab.report.tuning import tunings
 
 # Licences as far as the publishers of the data state one, and where they do.
 WIKITEXT = "CC BY-SA 3.0 and GFDL, as its page on the Hugging Face hub states"
@@ -131,7 +132,9 @@ def _place(run: Path) -> tuple[Arm, Comparison]:
     others = [read(file.parent) for file in sorted(beside) if file.parent != run.absolute()]
     fingerprint = own.result["data_fingerprint"]
     runs = [own, *(r for r in others if r.result.get("data_fingerprint") == fingerprint)]
-    found = [(arm, c) for c in comparisons(runs) for arm in c.arms if own in arm.runs]
+    _, evidence = tunings(runs)  # without trials
+    compared = comparisons([own, *(run for run in evidence if run is not own)])
+    found = [(arm, c) for c in compared for arm in c.arms if own in arm.runs]
     return found[-1]
 
 

@@ -2,6 +2,7 @@
 
 from attnlab.report import statistics
 from attnlab.report.compare import Comparison
+from attnlab.report.notes import code_changes
 from attnlab.report.questions import Answer, Contrast
 from attnlab.report.rules import conclusion
 from attnlab.report.tables import DASH, Table, effect_text
@@ -18,12 +19,15 @@ def tag(answer: Answer) -> str:
 
 def judge(answer: Answer, contrast: Contrast) -> Verdict | None:
     """Of one contrast; None without paired runs. Of a difference of effects: larger or smaller."""
-    if contrast.effect is None:
+    effect, registered = contrast.effect, len(answer.question.seeds)
+    if effect is None:
         return None
-    if not contrast.base:
-        return verdict(contrast.effect, None, answer.question.smallest_effect)
-    found = verdict(contrast.effect, None)
-    return Verdict(MORE.get(found.word, found.word), found.reason, found.needed)
+    found = verdict(effect, None, None if contrast.base else answer.question.smallest_effect)
+    if effect.n < registered:  # which seeds are missing may depend on what they would say
+        reason = f"{found.reason}; but these are {effect.n} of {registered} registered seeds"
+        return Verdict("undecided", reason)
+    word = MORE.get(found.word, found.word) if contrast.base else found.word
+    return Verdict(word, found.reason, found.needed)
 
 
 def verdicts(answer: Answer) -> list[tuple[str, str]]:
@@ -97,7 +101,7 @@ def _when(answer: Answer) -> str:
 
 
 def _commits(answer: Answer) -> list[str]:
-    return sorted({str(run.env.get("git_commit")) for run in answer.runs})
+    return sorted({str(start.get("git_commit")) for run in answer.runs for start in run.starts})
 
 
 def notes(answer: Answer) -> list[str]:
@@ -109,6 +113,11 @@ def notes(answer: Answer) -> list[str]:
     if answer.missing:
         of = len(answer.runs) + answer.missing
         said.append(f"{len(answer.runs)} of {of} registered runs are finished.")
+    if answer.failed:
+        named = [f"{r.config['model.name']} seed {r.config['seed']}" for r in answer.failed]
+        causes = sorted({run.cause.partition(":")[0] for run in answer.failed})
+        said.append(f"WARNING: failed: {_listed(named)} ({', '.join(causes)}).")
+    said += code_changes(answer.runs)
     if answer.others:
         arms = sorted({run.config["model.name"] for run in answer.others})
         seeds = sorted({run.config["seed"] for run in answer.others})
@@ -126,14 +135,15 @@ def notes(answer: Answer) -> list[str]:
     return said + planning(answer)
 
 
-def _listed(numbers: list[int]) -> str:
-    more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
-    return ", ".join(map(str, numbers[:8])) + more
+def _listed(items: list) -> str:
+    more = f" and {len(items) - 8} more" if len(items) > 8 else ""
+    return ", ".join(map(str, items[:8])) + more
 
 
 def planning(answer: Answer) -> list[str]:
-    """How many seeds the spread that was seen asks for."""
-    spread = [c.effect for c in answer.contrasts if c.effect and c.effect.sd is not None]
+    """How many seeds the spread that was seen asks for, of the effects that may be equivalent."""
+    of_arms = [c.effect for c in answer.contrasts if c.effect and not c.base]
+    spread = [effect for effect in of_arms if effect.sd is not None]
     if not spread:
         return []
     widest = max(spread, key=lambda effect: effect.error(effect.n))

@@ -70,6 +70,11 @@ class Run:
         self.status, self.cause = "unreadable", _line(f"{kind}{error}")
 
     @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The environments of all its starts that differ, the last one in the end."""
+        return [*self.env.get("before", []), self.env]
+
+    @property
     def measure(self) -> Measure:
         """What it is compared in."""
         return OF_KIND[self.config["data.kind"]][0]

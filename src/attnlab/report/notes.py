@@ -6,6 +6,7 @@ from statistics import fmean
 from attnlab.config.measures import PERPLEXITY
 from attnlab.config.schema import PER_ARM
 from attnlab.report import published
+from attnlab.report.collect import Run
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
 from attnlab.report.statistics import MAX_SEEDS
@@ -137,13 +138,9 @@ def _runs(comparison: Comparison) -> Iterable[str]:
     if len(comparison.fingerprints) > 1:
         said = ", ".join(sorted(comparison.fingerprints))
         yield f"WARNING: {DIFFERENT} (fingerprints {said})."
-    environments = [run.env for arm in arms for run in arm.counted.values()]
-    sources = {env["source"] for env in environments if "source" in env}
-    if len(sources) > 1:
-        yield (
-            "WARNING: the code that computes results was changed between these runs "
-            f"(source {', '.join(sorted(sources))} in env.json); a difference may be the code's."
-        )
+    counted = [run for arm in arms for run in arm.counted.values()]
+    environments = [start for run in counted for start in run.starts]
+    yield from code_changes(counted)
     if len({env.get("compile", False) for env in environments}) > 1:
         yield (
             "WARNING: some of these runs were compiled (runtime.compile) and others were not. They"
@@ -154,6 +151,18 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         yield "The runs were made with different commits (listed below)."
     elif len(commits) > 1:
         yield "Some of the runs were made with uncommitted changes (listed below)."
+
+
+def code_changes(runs: Iterable[Run]) -> list[str]:
+    """A warning if not all starts of the runs had the same code."""
+    starts = [start for run in runs for start in run.starts]
+    sources = sorted({start["source"] for start in starts if "source" in start})
+    if len(sources) < 2:
+        return []
+    return [
+        "WARNING: the code that computes results was changed between these runs "
+        f"(source {', '.join(sources)} in env.json); a difference may be the code's."
+    ]
 
 
 def _intervals(comparison: Comparison) -> str:

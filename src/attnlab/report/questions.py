@@ -61,8 +61,8 @@ class Answer:
     """A question at one place: a data set, a scale, a protocol.
 
     place: what all its runs agree in. deviations: why this is not what was registered; empty if it
-    is. runs: the finished ones that count. missing: how many registered ones do not yet. others:
-    runs of the same place with other seeds or arms.
+    is. runs: the finished ones that count. missing: how many registered ones do not yet; failed:
+    those of them that have ended. others: runs of the same place with other seeds or arms.
     """
 
     experiment: str
@@ -73,6 +73,7 @@ class Answer:
     contrasts: list[Contrast]
     runs: list[Run]
     missing: int
+    failed: list[Run] = field(default_factory=list)
     others: list[Run] = field(default_factory=list)
     title: str = ""
     slug: str = ""
@@ -159,7 +160,7 @@ def _untuned(question: Question, members: list[Run], tunings: list[Tuning]) -> I
 def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
     names = [_setting_name(question, values) for values in question.values]
     cells: dict[tuple[str, str], dict[int, Run]] = {}
-    others = []
+    others, failed = [], []
     for run in members:
         setting = _setting(run.config, question)
         arm = run.config["model.name"]
@@ -169,6 +170,8 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         elif run.tested(question.measure) is not None:
             # of several with one seed the first by path counts
             cells.setdefault((names[setting], arm), {}).setdefault(run.config["seed"], run)
+        elif run.status == "failed":
+            failed.append(run)
     counted = [run for found in cells.values() for run in found.values()]
     config = members[0].config
     asked = registration(experiment, question)
@@ -181,6 +184,7 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         contrasts=list(_contrasts(question, names, cells)),
         runs=counted,
         missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
+        failed=failed,
         others=others,
     )
 
@@ -242,9 +246,10 @@ def _composed(experiment: str, *overrides: str) -> dict[str, Any]:
 
 
 def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:
-    commits = {str(run.env.get("git_commit")) for run in counted}
-    if early := [commit for commit in commits if asked.precedes(commit) is False]:
-        runs = sum(str(run.env.get("git_commit")) in early for run in counted)
+    made = [{str(start.get("git_commit")) for start in run.starts} for run in counted]
+    commits = set().union(*made)
+    if early := {commit for commit in commits if asked.precedes(commit) is False}:
+        runs = sum(bool(found & early) for found in made)
         which = "is not committed" if asked.pending else "was last changed after their commit"
         yield f"the question {which} ({runs} of {len(counted)} runs)"
 

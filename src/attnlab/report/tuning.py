@@ -104,7 +104,10 @@ def _is_trial(run: Run) -> bool:
 def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
     seeds = sorted({run.config["seed"] for run in group if _is_trial(run)})
     measure = group[0].measure
-    arms = [_tuned(arm, seeds, measure) for arm in arms_of(group)]
+    groups = arms_of(group)
+    # arms may have other rates, but not fewer: a sweep that was stopped has tried an arm at some
+    rates = max(len(_tried(arm)) for arm in groups)
+    arms = [_tuned(arm, seeds, rates, measure) for arm in groups]
     common = _common(arms)
     fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
@@ -136,7 +139,12 @@ def _common(arms: list[Tuned]) -> float | None:
     return max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
 
 
-def _tuned(arm: Arm, seeds: list[int], measure: Measure) -> Tuned:
+def _tried(arm: Arm) -> set[float]:
+    return {run.config[RATE] for run in arm.runs if _is_trial(run)}
+
+
+def _tuned(arm: Arm, seeds: list[int], rates: int, measure: Measure) -> Tuned:
+    """rates: how many there must be."""
     response: dict[float, Values] = {}
     fresh: dict[float, Values] = {}
     for run in arm.runs:
@@ -149,9 +157,11 @@ def _tuned(arm: Arm, seeds: list[int], measure: Measure) -> Tuned:
             response.setdefault(rate, {}).setdefault(seed, validated)
         elif seed not in seeds and run.value is not None:
             fresh.setdefault(rate, {}).setdefault(seed, run.value)
-    tried = {run.config[RATE] for run in arm.runs if _is_trial(run)}
+    # a run that was there before the trials is taken for one of them, by the sweep as well
+    there = {rate for rate, found in response.items() if len(found) == len(seeds)}
+    tried = _tried(arm) | there
     values = {rate: list(response.get(rate, {}).values()) for rate in sorted(tried)}
-    finished = bool(tried) and all(len(found) == len(seeds) for found in values.values())
+    finished = tried == there and len(tried) >= rates
     return Tuned(arm, response, choose(values, measure) if finished else None, fresh)
 
 
