@@ -106,6 +106,38 @@ def test_all_problems_at_once_and_nothing_touched(train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("model=glob(*)", "model=glob(*): cannot be listed"),
+        ("seed=interval(0,1)", "seed=interval(0,1): cannot be listed"),
+        ("seed=range(1,10,0)", "range() arg 3 must not be zero"),
+        ("seed=range(10,1)", "the sweep has no jobs"),
+        ("experiment=table1,table3", "experiment=table1,table3: must be one"),
+        ("hydra.job.chdir=true", "hydra.job.chdir: a run stays in the folder"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_one_line(overrides, message):
+    with pytest.raises(BadInput) as error:
+        cli.check_overrides(overrides.split(), sweep=True)
+    assert message in str(error.value) and len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config-dir=/nowhere"], "--config-dir: there is one configuration"),
+        (["--cfg", "job", "-m", "seed=0"], "--cfg: shows one run"),
+        (["--cfg", "job", "seed=0,1"], "--cfg: shows one run"),
+    ],
+)
+def test_an_option_of_hydra_that_has_no_use_is_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.guard(lambda: None)
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith(f"error: {message}")
+
+
 def test_empty_folders_that_were_there_stay(train, tmp_path):
     code, _, err = train("data=text", "data.path=nope", f"hydra.run.dir={tmp_path}/new/run")
     assert code == 2 and "nope" in err and list(tmp_path.iterdir()) == []

@@ -285,8 +285,8 @@ def test_a_run_counts_as_begun_when_it_began():
         finished(v, "experiment=controls", "scale=mini", f"model={m}", seed=10, commit="f" * 40)
         for m, v in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
     ]
-    for run in runs:
-        run.env = {**run.env, "source": "b", "before": [{"git_commit": "0" * 40, "source": "a"}]}
+    for made in runs:
+        made.env |= {"source": "b", "before": [{"git_commit": "0" * 40, "source": "a"}]}
     (answer,) = answers(runs)
     assert any("(source a, b in env.json)" in said for said in notes(answer))
     assert "2 of 2 commits of the runs are not known here" in quotation(answer)[-1][1]
@@ -461,9 +461,9 @@ def test_an_interrupted_tuning_chooses_nothing_and_guesses_no_common_rate():
 def test_a_run_that_was_there_before_the_trials_is_one_of_them():
     """The sweep does not repeat it, and chooses by its value too."""
     runs = tuned("dot_product", {0.003: 0.9, 0.006: 0.8, 0.012: 0.7})
-    for run in runs:
-        if run.config["trainer.lr"] == 0.003:
-            run.config = run.config | {"runtime.tuning": False}
+    for made in runs:
+        if made.config["trainer.lr"] == 0.003:
+            made.config = made.config | {"runtime.tuning": False}
     (found,), _ = tunings(runs)
     assert found.arms[0].own == Choice(0.003, at_edge=True)
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
+    HydraException,
     MissingConfigException,
     OverrideParseException,
 )
@@ -41,6 +43,12 @@ def guard(main: Callable[[], None]) -> None:
         if dashed:  # argparse would take -protocol=released for -p
             raise BadInput("\n".join(f"{w}: write {w.lstrip('-')}" for w in dashed))
         args = parser.parse_args()
+        for option in ("config_name", "config_path", "config_dir"):
+            if getattr(args, option):
+                flag = f"--{option.replace('_', '-')}"
+                raise BadInput(f"{flag}: there is one configuration; choose by group=option")
+        if args.cfg and (args.multirun or is_sweep(args.overrides)):
+            raise BadInput("--cfg: shows one run; leave out -m and values with commas")
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check_overrides(args.overrides, sweep=args.multirun)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
@@ -76,13 +84,12 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
     if unclear:
         rule = "must be key=value, in one line of printable text"
         raise BadInput("\n".join(f"{o!r}: {rule}" for o in unclear))
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except OverrideParseException as error:
-        raise BadInput(
-            f"{error.override or repr('')}: cannot be parsed; write key=value, "
-            "or \"key='value'\" around special characters"
-        ) from None
+    parsed = _parsed(overrides)
+    for p in parsed:
+        if p.key_or_group == "experiment" and p.is_sweep_override():
+            raise BadInput(f"{p.input_line}: must be one; attnlab reproduce takes several")
+        if p.key_or_group == "hydra.job.chdir":
+            raise BadInput("hydra.job.chdir: a run stays in the folder where it was started")
     single = [p.input_line for p in parsed if not p.is_sweep_override()]
     try:
         hydra = compose_config(single, hydra=True).hydra
@@ -91,9 +98,7 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
         mode = None
     if mode == RunMode.MULTIRUN:
         sweep = True
-        parsed = OverridesParser.create().parse_overrides(
-            [f"{k}={v}" for k, v in grid.items()] + overrides
-        )
+        parsed = _parsed([f"{k}={v}" for k, v in grid.items()] + overrides)
     if not sweep:
         return [overrides]
     if any(p.key_or_group == "hydra.run.dir" for p in parsed):
@@ -101,7 +106,29 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
             "hydra.run.dir: the runs of a sweep have a folder each; runtime.output_root=<folder> "
             "says where all of them lie"
         )
-    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    try:
+        found = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except (HydraException, ValueError) as error:  # such as glob(*), or a range with a step of 0
+        typed = " ".join(p.input_line for p in parsed if p.is_sweep_override())
+        raise BadInput(f"{typed}: cannot be listed, give the values: {error}") from None
+    if not found:
+        raise BadInput("the sweep has no jobs: one of its lists is empty")
+    return found
+
+
+def is_sweep(overrides: list[str]) -> bool:
+    """Whether some of them have several values. Errors: `BadInput` for what cannot be parsed."""
+    return any(p.is_sweep_override() for p in _parsed(overrides))
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise BadInput(
+            f"{error.override or repr('')}: cannot be parsed; write key=value, "
+            "or \"key='value'\" around special characters"
+        ) from None
 
 
 def _problems(overrides: list[str]) -> Iterator[str]:

@@ -37,7 +37,8 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], N
         log.warning("%s: damaged on disk; preparing it again", folder)
         aside = root / f".damaged-{secrets.token_hex(4)}"
         with contextlib.suppress(OSError):  # another run may have been faster
-            os.rename(folder, aside)
+            if not _whole(folder):
+                os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
     if not folder.is_dir():
         log.info("preparing %s data in %s", name, folder)

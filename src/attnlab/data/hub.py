@@ -72,7 +72,8 @@ class Rows:
         store = {"cache_dir": str(self.cache / f"rows-{self.fingerprint[:16]}")} if local else {}
         try:
             with warnings.catch_warnings(action="ignore"):
-                builder = datasets.load_dataset_builder(self.data.path, self.data.config, **store)
+                path = str(self.folder) if local else self.data.path
+                builder = datasets.load_dataset_builder(path, self.data.config, **store)
                 if local:
                     self._check_all_used(builder.config.data_files or {})
                 builder.download_and_prepare()

@@ -138,7 +138,8 @@ def build_model(
                         f"{type(module).__name__} ({name}) has parameters of its own and no "
                         "reset_parameters: see docs/your-mechanism.md"
                     )
-                torch.manual_seed(derive_seed(seed, "init", name))
+                # of the CPU alone: torch.manual_seed would reseed a user's GPUs too
+                torch.default_generator.manual_seed(derive_seed(seed, "init", name))
                 module.reset_parameters()
     return built
 

@@ -33,8 +33,12 @@ def exit_on_failure():
             for line in str(failure).splitlines() if speaks else ():
                 print(f"error: {line}", file=sys.stderr, flush=True)
         if REASON in os.environ:
-            Path(os.environ[REASON]).write_text(str(failure))
+            with contextlib.suppress(OSError):  # the disk may be full
+                Path(os.environ[REASON]).write_text(str(failure))
         sys.exit(failure.exit_code)
+    except PermissionError as error:  # any path may lie in a folder that one may not enter
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(BadInput.exit_code)
     except BrokenPipeError:
         if not _unread(sys.stdout.fileno()):
             raise  # another pipe
