@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Halts, children, config, metrics, newest
+from conftest import ROOT, Halts, children, config, gone, metrics, newest, until
 from torch.nn.modules.module import register_module_forward_hook
 
 from attnlab.config.schema import ADDED
@@ -157,6 +157,19 @@ def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_
     (line,) = err.splitlines()
     assert code == 2 and "torchvision cannot be imported (operator nms does not exist)" in line
     assert not (tmp_path / "images").exists()
+
+
+def test_a_loader_that_ends_late_does_not_hide_why_the_run_failed(start, tmp_path):
+    """torch's DataLoader raises an error wherever the main thread is when the signal arrives."""
+    halts = Halts(tmp_path, ("os.rename result.json", 1, "wait"))
+    process = start("scale=smoke", "runtime.workers=1", "trainer.lr=1e30", **halts.env)
+    halts.wait(process)
+    *_, loader = children(process.pid)
+    os.kill(loader, signal.SIGKILL)
+    until(process, lambda: gone(loader))
+    halts.go_on(process)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == NonFinite.exit_code and "Traceback" not in err, err
 
 
 def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):

@@ -20,7 +20,7 @@ from attnlab.runs.log import PROGRESS, LogFile
 from attnlab.runs.tracking import Tracker, check_trackers
 from attnlab.runtime import distributed
 from attnlab.runtime.device import choose_device, chosen_because
-from attnlab.runtime.signals import deaf_to_children
+from attnlab.runtime.signals import ignore_children
 from attnlab.training import checkpoint
 from attnlab.training.evaluate import evaluate
 from attnlab.training.faults import explain
@@ -153,11 +153,11 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         PROGRESS.info("%s", str(stopped) or "interrupted")
         raise
     except Exception as error:
-        with deaf_to_children():
-            explained = explain(error, cfg, device, folder, params)
-            PROGRESS.info("%s: %s", type(explained).__name__, explained)
-            with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
-                folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")
+        ignore_children()
+        explained = explain(error, cfg, device, folder, params)
+        PROGRESS.info("%s: %s", type(explained).__name__, explained)
+        with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
+            folder.write("failed.txt", f"{type(explained).__name__}: {explained}\n")
         if explained is error:
             raise
         raise explained from error

@@ -111,6 +111,7 @@ class Mirror:
     """
 
     def __init__(self, cfg: Config, folder: Path, environment: dict[str, Any], mode: str):
+        self.folder = folder
         folder = folder.absolute()  # a W&B service that other runs share has its own folder
         id_file = folder / "wandb_id.txt"
         if not id_file.is_file():
@@ -135,7 +136,7 @@ class Mirror:
     def place(self) -> str:
         """Where the W&B run is."""
         if self.run.offline:
-            return f"offline, in {Path(self.run.dir).parent}"
+            return f"offline, in {self.folder / 'wandb' / Path(self.run.dir).parent.name}"
         return f"online, {self.run.url}"
 
     def log(self, row: Row) -> bool:

@@ -56,19 +56,15 @@ def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None
             signal.signal(s, previous)
 
 
-@contextlib.contextmanager
-def deaf_to_children() -> Iterator[None]:
-    """While open, the end of a child process raises nothing. torch's DataLoader makes it an error
-    in whatever the main thread does, which may be the handling of that very error.
+def ignore_children() -> None:
+    """From now on, the end of a child process raises nothing. torch's DataLoader makes it an error
+    in whatever the main thread does, which may be the handling of that very error. torch sets its
+    handler once, so a later run in this process notices a loader's end by its timeout only.
     """
     try:
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     except RuntimeError:  # a signal that was pending has raised it in here
-        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def active_signals() -> list[signal.Signals]:
