@@ -66,7 +66,7 @@ lint: setup  ## style and common mistakes
 $(REPRODUCE): reproduce-%: setup
 	$(PY) scripts/reproduce.py $(ARGS) $($*)
 
-reproduce-paper: setup  ## tables 1, 3, 4 and figure 1 at the published size (one: reproduce-table1, ...): estimate, runs and report; more than an hour needs ARGS=yes=true
+reproduce-paper: setup  ## tables 1, 3, 4 and figure 1 at the published size (one: reproduce-table1, ...): estimates time and memory, then runs and reports; above one hour it stops unless ARGS=yes=true
 	$(PY) scripts/reproduce.py $(ARGS) $(table1) $(table3) $(table4) $(figure1)
 
 reproduce-mini: setup  ## the same in miniature (hours on 2 cores; WIKITEXT=, CIFAR10=, CIFAR100= name local data)
