@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import config, prepared
+from conftest import Halts, config, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -81,6 +81,19 @@ def test_every_format_gives_the_same_tokens(documents, monkeypatch):
         assert all(np.array_equal(first.tokens[s], other.tokens[s]) for s in SPLITS)
     monkeypatch.setattr(text_module, "COUNT_TOKENS", 10)
     assert first.baselines("test") == prepared(own("text", documents / "txt")).baselines("test")
+
+
+def test_a_path_may_begin_with_the_home_folder(documents, monkeypatch):
+    monkeypatch.setenv("HOME", str(documents))
+    by_home = own("text", documents / "txt", "data.path='~/txt'")
+    assert prepared(by_home).fingerprint == prepared(own("text", documents / "txt")).fingerprint
+
+
+def test_a_file_that_may_not_be_read_is_one_line(documents, train):
+    halts = Halts(documents, ("open r* train.txt", 1, "EACCES"))
+    where = (f"data.path={documents / 'txt'}", f"runtime.cache={documents / 'cache'}")
+    code, _, err = train("data=text", *where, "scale=smoke", "model=dot_product", **halts.env)
+    assert (code, err) == (2, "error: train.txt: Permission denied\n")
 
 
 sizes = st.none() | st.floats(0.01, 0.45)
