@@ -11,6 +11,7 @@ from attnlab.benchmarks.timing import measured_on, paired
 from attnlab.config.schema import Config
 from attnlab.data.pairs import Pairs
 from attnlab.models.transformer import build_model
+from attnlab.runtime.distributed import micro_batch
 from attnlab.training.optim import build_optimizer
 from attnlab.training.prefetch import Prefetch
 from attnlab.training.update import Update
@@ -42,7 +43,7 @@ def published_shape(cfg: Config) -> dict[str, int]:
 
 def random_batch(cfg: Config, shape: dict[str, int]) -> tuple[Tensor | Pairs, Tensor]:
     """Inputs and targets of a micro-batch of tokens or images."""
-    micro = cfg.trainer.micro
+    micro = micro_batch(cfg.trainer)
     if cfg.arch.body == "seq2seq":
         length = min(SENTENCE, shape["tokens"])
         count = micro * cfg.data.group_tokens // length
@@ -70,7 +71,7 @@ def training_step(
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     compiled = torch.compile(model) if cfg.runtime.compile else model
     update = Update(compiled, build_optimizer(model, options), scaler, options, cfg.seed)
-    batches = Prefetch(repeat((x, y)), options.batch_size // options.micro, device)
+    batches = Prefetch(repeat((x, y)), options.batch_size // micro_batch(options), device)
 
     def once() -> None:
         update(0, options.lr, batches)

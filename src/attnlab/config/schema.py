@@ -161,12 +161,8 @@ class Trainer(Section):
     on_nonfinite: Literal["stop", "skip"]
     select_on: Literal["validation", "test"]
 
-    @property
-    def micro(self) -> int:
-        return self.micro_batch_size or self.batch_size
-
     def contradictions(self) -> Iterator[str]:
-        if self.batch_size % self.micro:
+        if self.batch_size % (self.micro_batch_size or 1):
             yield (
                 f"trainer.batch_size={self.batch_size}: must be a multiple of "
                 f"trainer.micro_batch_size={self.micro_batch_size}"

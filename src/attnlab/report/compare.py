@@ -85,7 +85,7 @@ class Comparison:
     @property
     def baseline(self) -> Arm | None:
         """The arm that the others are compared with."""
-        return _baseline(self.arms)
+        return baseline_of(self.arms)
 
     @property
     def judged(self) -> list[Arm]:
@@ -217,7 +217,8 @@ def _arm_order(arm: Arm) -> tuple:
     return (not dot, bool(arm.ablation), rank, naming.natural(arm.label))
 
 
-def _baseline(arms: list[Arm]) -> Arm | None:
+def baseline_of(arms: list[Arm]) -> Arm | None:
+    """The arm that the others are compared with: the first with dot-product attention."""
     return arms[0] if arms[0].own["model.mechanism"] == "dot_product" else None
 
 
@@ -240,7 +241,7 @@ def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
             original = next(a for a in families[""] if a.own["model.name"] == name)
             keys = next(all_keys for all_keys in merged if arm.ablation.split(", ")[0] in all_keys)
             family = families.setdefault(", ".join(sorted(keys)), [])
-            for member in (_baseline(arms), original, arm):
+            for member in (baseline_of(arms), original, arm):
                 if member and member not in family:
                     family.append(member)
     return {keys: sorted(family, key=_arm_order) for keys, family in families.items()}

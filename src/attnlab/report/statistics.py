@@ -43,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Effect(Summary):
-    """Effect of an arm over the dot product, positive if the arm is better.
+    """Effect of an arm over a control, often the dot product; positive if the arm is better.
 
     unit: that of the `Measure`: "%" (perplexity lower by), "points" (accuracy higher by, of 100),
     or "BLEU" (higher by).
@@ -87,16 +87,16 @@ def summarize(
 
 
 def per_seed(
-    arm: Mapping[int, float], dot: Mapping[int, float], measure: Measure
+    arm: Mapping[int, float], control: Mapping[int, float], measure: Measure
 ) -> dict[int, float]:
-    """Seed -> effect of `arm` over `dot`, each a dict of seed -> value, in the unit of
+    """Seed -> effect of `arm` over `control`, each a dict of seed -> value, in the unit of
     the measure.
 
     Only seeds of both count: they share data order and initial values, so their difference has
     less noise than either.
     """
-    seeds = sorted(arm.keys() & dot.keys())
-    return {seed: measure.difference(arm[seed], dot[seed]) for seed in seeds}
+    seeds = sorted(arm.keys() & control.keys())
+    return {seed: measure.difference(arm[seed], control[seed]) for seed in seeds}
 
 
 def sampling_error(mean: float, samples: int) -> float:
@@ -114,16 +114,16 @@ def sampling_error(mean: float, samples: int) -> float:
 
 def paired_effect(
     arm: Mapping[int, float],
-    dot: Mapping[int, float],
+    control: Mapping[int, float],
     measure: Measure,
     level: float = 1 - ALPHA,
     samples: int | None = None,
 ) -> Effect:
-    """Effect of `arm` over `dot` (see `per_seed`), for an accuracy over so many test `samples`.
+    """Effect of `arm` over `control` (see `per_seed`), for an accuracy over so many test `samples`.
 
     Errors: ValueError if they have no seed in common.
     """
-    values = list(per_seed(arm, dot, measure).values())
+    values = list(per_seed(arm, control, measure).values())
     floor = sampling_error(fmean(values), samples) if samples and values else 0.0
     return effect_of(values, measure.unit, level, floor if measure is ACCURACY else 0.0)
 

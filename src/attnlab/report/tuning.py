@@ -13,7 +13,7 @@ from typing import Any
 from attnlab.config.measures import PERPLEXITY, Measure
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.compare import Arm, arms_of, same_data, samples_tested, shared
+from attnlab.report.compare import Arm, arms_of, baseline_of, same_data, samples_tested, shared
 from attnlab.report.curves import MOST_ARMS, Curve, Curves, style
 from attnlab.report.statistics import BASELINE, Effect
 from attnlab.report.tables import DASH, Table, effect_text
@@ -114,7 +114,7 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
         "common": {t.arm.label: t.fresh.get(common, {}) for t in arms},
         "own": {t.arm.label: t.fresh.get(t.own.rate, {}) if t.own else {} for t in arms},
     }
-    baseline = next((t.arm for t in arms if t.arm.own["model.name"] == BASELINE), None)
+    baseline = baseline_of(groups)
 
     def effects(values: dict[str, Values]) -> dict[str, Effect]:
         if baseline is None or not same_data(fresh):
@@ -185,7 +185,7 @@ def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
     if tuned.own:
         own = f"{tuned.own.rate:g}" + (" (edge of the grid)" if tuned.own.at_edge else "")
     effects = [_effect(e.get(tuned.arm.label)) for e in (tuning.at_common, tuning.at_own)]
-    if tuned.arm.own["model.name"] == BASELINE:
+    if tuned.arm is baseline_of([t.arm for t in tuning.arms]):
         effects = ["baseline", "baseline"]
     n = len(tuned.fresh.get(tuned.own.rate, {})) if tuned.own else 0
     return [tuned.arm.label, *responses, own, *effects, str(n)]

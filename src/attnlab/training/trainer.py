@@ -126,14 +126,17 @@ def fit(
     batches = Prefetch(meter.waiting_for(loader), micro_batches, device)
     bar = tqdm(total=total, initial=progress.step, disable=None if cfg.runtime.progress else True)
     model.train()
+    spiking = False
     with stop_signals(second_acts=distributed.world_size() == 1) as stop, bar:
         for step in steps:
             meter.start()
             lr = learning_rate(step, total, step * batch_size / dataset_size, options)
             loss, norm, finite = update(step, lr, batches)
             if finite:
-                if said := spike(cfg, step, loss, progress.loss_ema, dataset_size):
+                said = spike(cfg, step, loss, progress.loss_ema, dataset_size)
+                if said and not spiking:  # once until the loss is back
                     log.warning(said)
+                spiking = bool(said)
                 progress.add_loss(loss)
             else:
                 said = nonfinite(cfg, step, loss, norm, dataset_size, model, update.inputs)
