@@ -119,7 +119,7 @@ def paired_effect(
     level: float = 1 - ALPHA,
     samples: int | None = None,
 ) -> Effect:
-    """Effect of `arm` over `control` (see `per_seed`), for an accuracy over so many test `samples`.
+    """Effect of `arm` over `control` (see `per_seed`), for an accuracy over so many `samples`.
 
     Errors: ValueError if they have no seed in common.
     """
