@@ -341,6 +341,16 @@ def test_first_losses_are_the_golden_ones(whole):
 GOLDEN, TESTED = [6.270047187805176, 5.194543838500977, 4.475668430328369], 4.312320508454976
 
 
+def test_two_processes_train_and_translate_as_one(train, small, tmp_path):
+    """A first layer of uniform attention has parameters without a gradient for some processes."""
+    for name, processes in (("one", 1), ("two", 2)):
+        code, _, err = train(*small, "model=uniform", f"hydra.run.dir={name}", processes=processes)
+        assert code == 0, err
+    for file in ("metrics.jsonl", "test.translation.txt"):
+        one, two = ((tmp_path / name / file).read_bytes() for name in ("one", "two"))
+        assert one == two, file
+
+
 def sacrebleu(reference, translation):
     """What sacrebleu's own command line says of two files, by the names of our results."""
     command = [sys.executable, "-m", "sacrebleu", str(reference), "-i", str(translation)]
