@@ -9,6 +9,7 @@ the dot_product arm) in the same process, sample by sample: median [quartiles].
 """
 
 from dataclasses import asdict, dataclass
+from inspect import signature
 from json import dumps
 from pathlib import Path
 
@@ -31,14 +32,14 @@ ARMS = {
 class Options:
     """Of attention alone: see `main`."""
 
-    case: str = "all"
-    backend: str = "all"
-    n: str = "1024"
-    d: int = 64
-    batch: int = 1
-    heads: int = 8
-    full: bool = False
-    dtype: str = "float32"
+    case: str
+    backend: str
+    n: str
+    d: int
+    batch: int
+    heads: int
+    full: bool
+    dtype: str
 
     def sizes(self) -> list[int]:
         """The values of n. Errors: `BadInput`."""
@@ -54,7 +55,8 @@ class Options:
                 raise BadInput(f"{key}={getattr(self, key)}: must be at least 1")
         if self.dtype not in DTYPES:
             raise BadInput(f"dtype={self.dtype}: must be among {', '.join(DTYPES)}")
-        typed = [k for k, v in asdict(self).items() if v != asdict(Options())[k]]
+        defaults = signature(main).parameters
+        typed = [k for k, v in asdict(self).items() if v != defaults[k].default]
         if model and (ignored := [*typed, *(["plot"] if plot else [])]):
             raise BadInput(f"{ignored[0]}=: has no effect on whole training steps (model=yes)")
         self.sizes()
