@@ -410,6 +410,14 @@ def test_different_data_under_one_name_is_not_compared(make, tmp_path):
     assert row(text, "neural_d2")["effect over dot product"] == "—"
 
 
+def test_the_same_data_in_another_folder_is_compared(make, tmp_path):
+    here, there = "data.path=/here/wikitext", "data.path=../wikitext"
+    for seed in range(2):
+        make(100.0 + seed, "model=dot_product", here, seed=seed, data_fingerprint="one")
+        make(90.0 + seed, "model=neural_d2", there, seed=seed, data_fingerprint="one")
+    assert row(written(tmp_path / "runs"), "neural_d2")["effect over dot product"] != "—"
+
+
 def test_costs_are_medians_with_ratios(make, tmp_path):
     for seed, ms in enumerate((100.0, 200.0, 900.0)):
         costs = {"step_ms_median": ms, "tokens_per_s": 1e6 / ms, "peak_memory_mib": 1000.0}

@@ -10,7 +10,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from attnlab.commands import match_time
+from attnlab.commands import benchmark, match_time
 from attnlab.errors import BadInput
 
 
@@ -143,5 +143,20 @@ def test_benchmark_writes_comparable_rows(train, tmp_path):
         assert row["ms"] > 0 and row["ratio_to_sdpa"] > 0 and row["device"] and row["torch"]
         assert (row["n"], row["threads"], row["dtype"], row["causal"]) == (64, 1, "float32", True)
     assert sum(line.startswith("| 64 |") for line in out.splitlines()) == len(rows) / 2
+
+
+def test_benchmark_of_whole_steps(monkeypatch, tmp_path, capsys):
+    """At a size that a test has time for."""
+    arms = {name: [f"model={name}", "scale=smoke"] for name in ("dot_product", "neural_d2")}
+    monkeypatch.setattr(benchmark, "ARMS", arms)
+    benchmark.main(model=True, device="cpu", json=tmp_path / "rows.json")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    bodies = [(body, arm) for body in ("lm", "vit") for arm in arms]
+    assert [(row["body"], row["arm"]) for row in rows] == bodies
+    table = capsys.readouterr().out
+    assert all(f"| {body} | {arm} | " in table for body, arm in bodies)
+
+
+def test_benchmark_of_an_unknown_case(train):
     code, _, err = train("case=d3", script="scripts/benchmark.py")
     assert code == 2 and err.startswith("error: case=d3: must be among released_d2")

@@ -121,6 +121,19 @@ def test_large_scores_and_equal_bits(loudness, tile):
     torch.testing.assert_close(first[0].double(), out, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("h2", [None, 3] if RUNS else [])
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_not_a_number_shows(place, h2, tile):
+    """Of one query in its row, of one key in the row of every query that sees it."""
+    tile(16, 16)
+    inputs, _ = problem(4, h2, 20, 20, 8, FULL)
+    inputs[place][:, :, 7] = torch.nan
+    inputs = [None if x is None else x.to(DEVICE) for x in inputs]
+    out = triton_backend.forward(*inputs, "relu", True)[0].isnan().all(-1).cpu()
+    rows = torch.arange(20)
+    assert (out == (rows >= 7 if place else rows == 7)).all()
+
+
 def test_a_reason_is_given():
     (a, c, *_, w, v), _ = problem(2, None, 3, 3, 8, FULL)
     wide = a.repeat(1, 1, 1, 129)
@@ -158,7 +171,7 @@ def child(*command, **environment) -> str:
 def test_the_tests_above_in_the_interpreter():
     arguments = ("-m", "pytest", "-p", "no:cacheprovider", "-k", "not interpreter", __file__)
     said = child(*arguments, TRITON_INTERPRET="1")
-    assert f"{len(CASES) + 3} passed" in said
+    assert f"{len(CASES) + 7} passed" in said
 
 
 @pytest.mark.skipif(triton_backend.INTERPRETED, reason="has its own process")

@@ -106,7 +106,7 @@ def main(
     where = torch.device(device or known[-1])
     if model and where.type == "cpu":
         keep_freed_memory()  # as training does
-    rows = list(steps(bench, where) if model else attention(bench, options, where))
+    rows = list(steps(where) if model else attention(bench, options, where))
     print_table(rows)
     if json:
         json.write_text(dumps(rows, indent=0) + "\n")
@@ -130,14 +130,16 @@ def attention(bench, options: Options, device):
         yield from bench.attention(shape, *chosen, device)
 
 
-def steps(bench, device):
+def steps(device):
     """Rows of whole training steps, at the published sizes, one sample a step."""
+    from attnlab.benchmarks.training_step import whole_steps
+
     for data in BODIES.values():
         arms = {}
         for name, overrides in ARMS.items():
             composed = compose_config([f"data={data}", "trainer.batch_size=1", *overrides])
             arms[name] = validate(plain(composed))
-        yield from bench.whole_steps(arms, device)
+        yield from whole_steps(arms, device)
 
 
 def print_table(rows: list[dict]) -> None:

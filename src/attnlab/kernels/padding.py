@@ -1,9 +1,9 @@
 """Key padding for the fused backends, without a kernel that knows of masks: one more hidden unit.
 
-The unit is act(c_j) with c_j = 30 for a hidden key and 0 for a visible one. Every activation is 0
-at 0, so a visible key's score does not change; a hidden key's score gets -10^9 times act(30) or
-act(act(30)), and its weight is exactly 0. A query that sees no key at all would have a softmax of
-such scores, which float32 cannot tell apart: its own part is a_i = -30, so that its scores are
+The unit is act(c_j) with c_j = 32 for a hidden key and 0 for a visible one. Every activation is 0
+at 0, so a visible key's score does not change; a hidden key's score gets -10^9 times act(32) or
+act(act(32)), and its weight is exactly 0. A query that sees no key at all would have a softmax of
+such scores, which float32 cannot tell apart: its own part is a_i = -32, so that its scores are
 ordinary ones, and its output is set to 0.
 
 Shapes: see `attnlab.kernels.ops`.
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ON = 30.0  # where tanh is 1, and gelu, silu and relu are the identity
+# Where tanh is 1, and gelu, silu and relu are the identity. A power of two, so that its product
+# with any weight is exact: what is rounded, a fused multiply-add leaves as a blind query's score.
+ON = 32.0
 DEPTH = -1e9
 
 

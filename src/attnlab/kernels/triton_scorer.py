@@ -110,7 +110,7 @@ def exp2(x, C: tl.constexpr):
 def _unit(x, y, C: tl.constexpr):
     """act(x + y); ReLU: max(x, y), as y comes negated and `base` holds the rest."""
     if C.act == "relu":
-        return tl.maximum(x, y)
+        return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)  # as torch's relu does
     else:
         z = x + y
         if C.act == "leaky_relu":

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from attnlab.config.measures import Measure
-from attnlab.config.schema import PER_ARM, UNHASHED
+from attnlab.config.schema import PER_ARM, can_change_result
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.naming import arm_changes
@@ -168,11 +168,13 @@ def _is_own(key: str, config: dict[str, Any]) -> bool:
 
 
 def shared(config: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a comparison agree in."""
+    """What all runs of a comparison agree in. Their data may lie in several places: fingerprints
+    tell whether it is the same.
+    """
     return {
         key: value
         for key, value in config.items()
-        if key.split(".")[0] not in UNHASHED | {"seed"} and not _is_own(key, config)
+        if key != "seed" and can_change_result(key) and not _is_own(key, config)
     }
 
 
