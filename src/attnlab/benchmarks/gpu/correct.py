@@ -73,7 +73,7 @@ def work(plan: Plan):
                 arguments = (network, dtype, causal, tokens or plan.tokens, device)
                 key = f"{name}, {precision}, {'causal' if causal else 'full'}"
                 rows[key] = partial(against_float64, *arguments)
-    for check in (large_scores, more_keys, opcheck, autocast):
+    for check in (large_scores, not_a_number, more_keys, hidden_keys, opcheck, autocast):
         rows[check.__name__] = partial(check, device, n)
     rows["torch_compile"] = partial(compiled, device, n, plan.compiler)
     return rows
@@ -118,13 +118,20 @@ def problem(network: Network, n: int, m: int, dtype: torch.dtype, device: torch.
     return net.to(device), project, (q[:, :, :n], k[:, :, :m], v[:, :, :m]), gradient[:, :, :n]
 
 
-def results(net, project, leaves, gradient, causal, autocast=None) -> list[Tensor]:
-    """Output, and gradients of q, k, v and all parameters. autocast: context of the forward."""
+def results(net, project, leaves, gradient, causal, autocast=None, mask=None) -> list[Tensor]:
+    """Output, and gradients of q, k, v and all parameters. autocast: context of the forward;
+    mask: (1, 1, 1, keys), True where a key is visible.
+    """
     leaves = [x.detach().requires_grad_() for x in leaves]
     scale = 1 / math.sqrt(gradient.shape[-1])
     with autocast or nullcontext():
         out = neural_attention(
-            *leaves, net, project=project, causal=causal, scale=scale, backend="triton"
+            *(*leaves, net),
+            project=project,
+            causal=causal,
+            mask=mask,
+            scale=scale,
+            backend="triton",
         )
     wanted = [*leaves, *parameters(net, project)]
     return [out.detach(), *torch.autograd.grad(out, wanted, gradient.to(out.dtype))]
@@ -135,22 +142,24 @@ def parameters(net, project) -> list[Tensor]:
     return [*net.parameters(), *(project.parameters() if project else ())]
 
 
-def reference(net, project, leaves, gradient, causal) -> list[Tensor]:
+def reference(net, project, leaves, gradient, causal, mask=None) -> list[Tensor]:
     """As `results`, by the eager form in float64, some queries at a time so that it fits."""
     net, project = double(net), double(project)
     q, k, v = (x.detach().double().requires_grad_() for x in leaves)
-    visible, outs = causal_mask(q.shape[2], k.shape[2], q.device), []
+    n, m = q.shape[2], k.shape[2]
+    visible = causal_mask(n, m, q.device) if causal else q.new_ones(n, m, dtype=torch.bool)
+    visible, outs = visible if mask is None else visible & mask[0, 0], []
     wanted = [q, k, v, *parameters(net, project)]
     total = [torch.zeros_like(x) for x in wanted]
     widest = max(layer.weight.shape[1] for layer in net)
-    block = max(1, MAX_ELEMENTS // (BATCH * HEADS * k.shape[2] * widest))
-    for start in range(0, q.shape[2], block):
+    block = max(1, MAX_ELEMENTS // (BATCH * HEADS * m * widest))
+    for start in range(0, n, block):
         rows = slice(start, start + block)
         out = neural_attention(
             *(q[:, :, rows], k, v, net),
             project=project,
             causal=False,
-            mask=visible[rows] if causal else None,
+            mask=visible[rows],
             scale=1 / math.sqrt(q.shape[-1]),
             backend="eager",
         )
@@ -224,13 +233,37 @@ def large_scores(device, n) -> dict[str, Any]:
     return {"holds": finite and error < 0.05, "error_max": error, "where": "out", "tokens": [n]}
 
 
+def not_a_number(device, n) -> dict[str, Any]:
+    """A query that is not a number shows in its own row, and in no other."""
+    *modules, leaves, gradient = problem(NETWORKS["released_d2"], n, n, torch.float32, device)
+    q = leaves[0].clone()
+    q[:, :, 7] = math.nan
+    out = results(*modules, (q, *leaves[1:]), gradient, True)[0].isnan().all(-1)
+    rows = torch.arange(n, device=device) == 7
+    return {"holds": (out == rows).all().item(), "tokens": [n]}
+
+
+def hidden_keys(device, n) -> dict[str, Any]:
+    """Padding on the left: the first queries see no key, so that their output is 0."""
+    *modules, leaves, gradient = problem(NETWORKS["d2_h4"], n, n, torch.float32, device)
+    mask = (torch.arange(n, device=device) >= 5).view(1, 1, 1, n)
+    found = results(*modules, leaves, gradient, True, mask=mask)
+    exact = reference(*modules, leaves, gradient, True, mask=mask)
+    return judged(errors(found, exact, gradient, leaves[2]), n)
+
+
+def judged(sizes: list[float], n: int) -> dict[str, Any]:
+    """The row of one check in float32, from its errors."""
+    worst = torch.tensor(sizes).max().item()  # unlike Python's, nan if one is
+    return {"holds": worst <= ALLOWED[torch.float32], "error_max": worst, "tokens": [n]}
+
+
 def more_keys(device, n) -> dict[str, Any]:
     """Fewer queries than keys: the last query sees all."""
     *modules, leaves, gradient = problem(NETWORKS["d2_h4"], n - 3, n, torch.float32, device)
     found = results(*modules, leaves, gradient, True)
     exact = reference(*modules, leaves, gradient, True)
-    worst = max(errors(found, exact, gradient, leaves[2]))
-    return {"holds": worst <= ALLOWED[torch.float32], "error_max": worst, "tokens": [n]}
+    return judged(errors(found, exact, gradient, leaves[2]), n)
 
 
 def opcheck(device, n) -> dict[str, Any]:
@@ -275,5 +308,4 @@ def compiled(device, n, backend) -> dict[str, Any]:
     leaves = [x.detach().requires_grad_() for x in leaves]
     out = whole(*leaves)
     found = [out, *torch.autograd.grad(out, [*leaves, *parameters(net, project)], gradient)]
-    worst = max(errors(found, [x.double() for x in plain], gradient, leaves[2]))
-    return {"holds": worst <= ALLOWED[torch.float32], "error_max": worst, "tokens": [n]}
+    return judged(errors(found, [x.double() for x in plain], gradient, leaves[2]), n)
