@@ -34,11 +34,13 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
         from attnlab.report.collect import collect
         from attnlab.report.compare import comparisons
         from attnlab.report.render import report
+        from attnlab.report.tuning import tunings
     except ModuleNotFoundError as error:
         raise BadInput(f"pictures need {error.name}: pip install 'attnlab[report]'") from None
     out.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 15, "axes.spines.top": False, "axes.spines.right": False})
-    effects(plt, comparisons(collect(results / "mini")), out / "effects.png")
+    _, evidence = tunings(collect(results / "mini"))
+    effects(plt, comparisons(evidence), out / "effects.png")
     kernels(plt, json.loads((results / "kernels" / "cpu-over-n.json").read_text()), out)
     if not shutil.which(BROWSER):
         print(f"{out / 'report.png'} is left as it is: there is no {BROWSER}")
@@ -51,14 +53,16 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
 
 def effects(plt, found: list, file: Path) -> None:
     """One panel for each comparison: a row for each arm, its effect and interval."""
-    found = sorted((c for c in found if c.effects), key=lambda c: -len(c.effects))
-    heights = [len(c.effects) + 1 for c in found]
+    shown = [{k: e for k, e in c.effects.items() if e.sd is not None} for c in found]
+    found = sorted(zip(found, shown, strict=True), key=lambda pair: -len(pair[1]))
+    found = [(comparison, effects) for comparison, effects in found if effects]
+    heights = [len(effects) + 1 for _, effects in found]
     figure, axes = plt.subplots(
         len(found), figsize=(7, 1.6 + 0.7 * sum(heights)), height_ratios=heights, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis, comparison in zip(axes[:, 0], found, strict=True):
-        arms = list(comparison.effects.items())[::-1]
+    for axis, (comparison, effects) in zip(axes[:, 0], found, strict=True):
+        arms = list(effects.items())[::-1]
         for place, (_, effect) in enumerate(arms):
             reach = [[effect.mean - effect.low], [effect.high - effect.mean]]
             axis.errorbar(effect.mean, place, xerr=reach, fmt="o", color="C0", capsize=5, lw=2.5)
@@ -69,7 +73,8 @@ def effects(plt, found: list, file: Path) -> None:
         axis.margins(x=0.1)
         what = "% lower perplexity" if effect.unit == "%" else "points more accuracy"
         name = comparison.config["data.name"]
-        axis.set_title(f"{name}, miniature, {effect.n} seeds", fontsize=15, loc="left")
+        seeds = " or ".join(map(str, sorted({effect.n for _, effect in arms})))
+        axis.set_title(f"{name}, miniature, {seeds} seeds", fontsize=15, loc="left")
         axis.set_xlabel(f"{what} than the dot product")
     figure.savefig(file, dpi=130)
     plt.close(figure)

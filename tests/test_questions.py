@@ -1,5 +1,6 @@
 """Registered questions: what is refused, what is quoted, what counts, and what the runs answer."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -17,9 +18,11 @@ from attnlab.config.measures import ACCURACY, PERPLEXITY
 from attnlab.config.question import check_question, question_in, questions
 from attnlab.config.tuning import Tuning
 from attnlab.errors import BadInput
-from attnlab.report.answer_text import notes, planning, quotation, verdicts
+from attnlab.report import notes as comparison_notes
+from attnlab.report import tables
+from attnlab.report.answer_text import notes, planning, quotation, registered, tag, verdicts
 from attnlab.report.collect import Run, collect
-from attnlab.report.compare import same_data, samples_tested
+from attnlab.report.compare import comparisons, same_data, samples_tested
 from attnlab.report.questions import Answer, answers
 from attnlab.report.rules import RULES, conclusion
 from attnlab.report.statistics import effect_of, equivalent, planned_seeds
@@ -234,6 +237,37 @@ def test_runs_of_a_commit_without_the_question_are_exploratory():
         if answer.registration.pending:
             pytest.skip("the question is changed and not committed")
         assert any("last changed after" in reason for reason in answer.deviations) == early
+        said = {before: "exploratory", with_question: "registered"}
+        assert tag(answer) == said.get(commit, "registration not verified")
+
+
+def test_what_a_question_judges_is_not_judged_again():
+    """At the comparison's laxer level it might come out otherwise."""
+    runs = [
+        finished(value + seed % 3 / 10, "experiment=recall", f"model={model}", seed=seed, **more)
+        for model, value in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
+        for seed in (10, 11, 12)
+        for more in [{"test/accuracy": value / 200 + seed % 2 / 100}]
+    ]
+    (comparison,) = comparisons(runs)
+    comparison.registered = registered(comparison, answers(runs))
+    assert comparison.registered == {"neural_d2": "recall"}  # uniform is a control
+    said = dict(comparison_notes.verdicts(comparison))
+    assert said.pop("registered") == "neural_d2: see question recall"
+    assert len(said) == 1 and "uniform: " in said.popitem()[1]
+    verdict_of = {row[0]: row[5] for row in tables.results(comparison).rows}
+    assert verdict_of["neural_d2"] == "see question recall"
+
+
+def test_a_registered_run_that_was_made_twice_counts_once_and_is_named():
+    runs = [
+        finished(98, "experiment=controls", "scale=mini", f"model={model}", seed=10)
+        for model in ("dot_product", "neural_d2", "uniform")
+    ]
+    again = dataclasses.replace(runs[1], folder=Path("x"), result={**runs[1].result})
+    (answer,) = answers([*runs, again])
+    assert answer.repeated == [again] and len(answer.runs) == 3
+    assert any("repeat a seed" in said and "x." in said for said in notes(answer))
 
 
 def test_a_question_about_bleu_is_answered_in_bleu():

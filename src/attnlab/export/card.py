@@ -141,9 +141,10 @@ def _place(run: Path) -> tuple[Arm, Comparison]:
 def _results(result: dict[str, Any], own: Arm, comparison: Comparison) -> list[str]:
     """This run's test metrics, the mean over seeds, and the effect over the dot product."""
     lines = ["| metric | this run |", "|---|---|"]
-    lines += [f"| {k} | {v:.6g} |" for k, v in result.items() if k.startswith("test/")]
+    tested = {k: v for k, v in result.items() if k.startswith("test/") and v is not None}
+    lines += [f"| {k} | {v:.6g} |" for k, v in tested.items()]
     run: Run = own.runs[0]
-    if len(own.values) == 1:
+    if len(own.values) < 2:  # none if it is not a number
         return [*lines, "", "This is a single run: no other seed of it was beside it."]
     values = list(own.values.values())
     mean = summarize(values, within=(run.measure.low, run.measure.high))

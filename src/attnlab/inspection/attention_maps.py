@@ -25,6 +25,7 @@ from attnlab.training import checkpoint
 from attnlab.training.model import build
 from attnlab.training.resume import same_data
 from attnlab.training.translate import translate
+from attnlab.training.update import precision
 
 LONGEST = 200  # characters of a text in a message or a caption
 LONGEST_NAME = 60  # and in a file name
@@ -166,7 +167,8 @@ def _translation_view(path: Path, cfg: Config, text: str, layers: list[int]) -> 
     device = choose_device(cfg.runtime, cfg.trainer.precision)
     tokenizer, model = trained(cfg, path, device)
     source = torch.tensor(encoded(cfg, tokenizer, text), device=device)[None]
-    (ids,) = translate(model, Pairs(source, source[:, :0]), cfg.data)
+    with precision(cfg.trainer, device)():  # as the run translates
+        (ids,) = translate(model, Pairs(source, source[:, :0]), cfg.data)
     target = torch.tensor([[BOS, *ids]], device=device)
     mechanisms = [model.decoder[layer].cross.mechanism for layer in layers]
     weights = maps(model, Pairs(source, target), mechanisms)

@@ -2,7 +2,7 @@
 
 from attnlab.report import statistics
 from attnlab.report.compare import Comparison
-from attnlab.report.notes import code_changes
+from attnlab.report.notes import code_changes, repeats
 from attnlab.report.questions import Answer, Contrast
 from attnlab.report.rules import conclusion
 from attnlab.report.tables import DASH, Table, effect_text
@@ -13,8 +13,11 @@ MORE = {"better": "larger", "worse": "smaller", "no difference shown": "undecide
 
 
 def tag(answer: Answer) -> str:
-    """Registered, or not."""
-    return "exploratory" if answer.deviations else "registered"
+    """Registered, or not, or whether that cannot be said here."""
+    if answer.deviations:
+        return "exploratory"
+    known = [answer.registration.precedes(commit) for commit in _commits(answer)]
+    return "registered" if all(known) else "registration not verified"
 
 
 def judge(answer: Answer, contrast: Contrast) -> Verdict | None:
@@ -97,6 +100,8 @@ def _when(answer: Answer) -> str:
         said += f"; {unknown} of {len(known)} commits of the runs are not known here"
     if not old and not unknown:
         said += "; it is part of every run's commit"
+    if dirty := sum(any(start.get("git_dirty") for start in run.starts) for run in answer.runs):
+        said += f"; {dirty} of {len(answer.runs)} runs were made with uncommitted changes"
     return said
 
 
@@ -117,6 +122,7 @@ def notes(answer: Answer) -> list[str]:
         named = [f"{r.config['model.name']} seed {r.config['seed']}" for r in answer.failed]
         causes = sorted({run.cause.partition(":")[0] for run in answer.failed})
         said.append(f"WARNING: failed: {_listed(named)} ({', '.join(causes)}).")
+    said += repeats(answer.repeated)
     said += code_changes(answer.runs)
     if answer.others:
         arms = sorted({run.config["model.name"] for run in answer.others})
@@ -166,3 +172,20 @@ def marks(comparison: Comparison, found: list[Answer]) -> str:
         if not answer.deviations and runs & {run.folder for run in answer.runs}
     ]
     return f"in part registered: {', '.join(names)}" if names else "exploratory"
+
+
+def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
+    """Label of an arm -> the question that registers its effect over the baseline: its verdict is
+    the one at the question's level, and no second one is given.
+    """
+    covered: dict[str, str] = {}
+    for answer in (answer for answer in found if not answer.deviations):
+        counted = {run.folder for run in answer.runs}
+        base = comparison.baseline
+        if base is None or base.own["model.name"] not in answer.question.controls:
+            continue
+        for arm in comparison.judged:
+            treated = arm.own["model.name"] in answer.question.treated
+            if treated and counted & {run.folder for run in arm.runs}:
+                covered[arm.label] = answer.experiment
+    return covered

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -64,13 +64,15 @@ class Comparison:
     """Arms whose runs agree in everything but seed and attention.
 
     arms: dot_product first where there is one. ablation: of which keys it is one; empty for the
-    paper's arms. slug: short, as part of a file name.
+    paper's arms. slug: short, as part of a file name. registered: label of an arm -> the question
+    that judges it.
     """
 
     title: str
     slug: str
     ablation: str
     arms: list[Arm]
+    registered: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def effects(self) -> dict[str, statistics.Effect]:

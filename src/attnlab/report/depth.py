@@ -23,6 +23,8 @@ SIGNED = {  # in the table where an arm has negative weights
     "row sum of weights": "attention/{}/row_sum",
 }
 MOST_TICKS = 8
+# Attentions of a layer, by body: those of encoder, decoder, and cross-attention, numbered in turn.
+PARTS = {"seq2seq": 3}
 PLACES = "layer (in: what enters the first)"
 
 Row = dict[str, Any]
@@ -56,11 +58,17 @@ def depth(comparison: Comparison) -> Depth | None:
     if not measured:
         return None
     arms, left_out = measured[:MOST_ARMS], [arm.label for arm in measured[MOST_ARMS:]]
-    layers = comparison.config["arch.layers"]
+    layers = _layers(comparison)
     every = math.ceil(layers / MOST_TICKS)
     ticks = {INPUT: "in"} | {layer: str(layer) for layer in range(0, layers, every)}
     panels = [_panel(label, arms, layers) for label in DRAWN]
     return Depth(comparison.title, panels, ticks, left_out)
+
+
+def _layers(comparison: Comparison) -> int:
+    """Layers with diagnostics, as they are numbered there."""
+    config = comparison.config
+    return config["arch.layers"] * PARTS.get(config["arch.body"], 1)
 
 
 def _panel(label: str, arms: list[Arm], layers: int) -> Panel:
@@ -116,8 +124,8 @@ def _summary(rows: list[Row], label: str, place: int) -> Summary | None:
 
 
 def table(comparison: Comparison) -> Table:
-    """First, middle and last layer, at initialisation and in the last evaluation, every arm below
-    the same quantity.
+    """First, middle and last layer, or the last layer of each part of a translation model, at
+    initialisation and in the last evaluation, every arm below the same quantity.
     """
     arms = [
         (arm, when, rows)
@@ -125,8 +133,10 @@ def table(comparison: Comparison) -> Table:
         for when, rows in (("step 0", _begins(arm)), ("trained", _ends(arm)))
         if rows and _ends(arm)
     ]
-    layers = comparison.config["arch.layers"]
+    layers, parts = _layers(comparison), PARTS.get(comparison.config["arch.body"], 1)
     places = sorted({0, layers // 2, layers - 1})
+    if parts > 1:
+        places = [layers // parts * part - 1 for part in range(1, parts + 1)]
     mass = (SIGNED["share of negative weights"].format(layer) for layer in range(layers))
     signed = any(row.get(key) for key in mass for _, _, rows in arms for row in rows)
     columns = {

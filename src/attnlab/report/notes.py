@@ -42,7 +42,9 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
     """For each compared arm, the verdict's word and the sentence around it."""
     said = []
     for arm in comparison.judged:
-        if effect := comparison.effects.get(arm.label):
+        if asked := comparison.registered.get(arm.label):
+            said.append(("registered", f"{arm.label}: see question {asked}"))
+        elif effect := comparison.effects.get(arm.label):
             found = judge(arm, effect)
             more = ""
             if found.needed:
@@ -128,13 +130,7 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         yield "Every number is a single run of one seed: it has no spread, and decides nothing."
     elif most > 1:
         yield _intervals(comparison)
-    if repeated := [run for arm in arms for run in arm.repeated]:
-        names = ", ".join(str(run.folder) for run in repeated[:3])
-        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        yield (
-            "Runs that repeat a seed of their arm are no further evidence and are not counted: "
-            f"{names}{more}."
-        )
+    yield from repeats([run for arm in arms for run in arm.repeated])
     if len(comparison.fingerprints) > 1:
         said = ", ".join(sorted(comparison.fingerprints))
         yield f"WARNING: {DIFFERENT} (fingerprints {said})."
@@ -151,6 +147,17 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         yield "The runs were made with different commits (listed below)."
     elif len(commits) > 1:
         yield "Some of the runs were made with uncommitted changes (listed below)."
+
+
+def repeats(repeated: list[Run]) -> Iterable[str]:
+    """What is not counted, because a run of its arm with its seed is."""
+    if repeated:
+        names = ", ".join(str(run.folder) for run in repeated[:3])
+        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        yield (
+            "Runs that repeat a seed of their arm are no further evidence and are not counted: "
+            f"{names}{more}."
+        )
 
 
 def code_changes(runs: Iterable[Run]) -> list[str]:

@@ -61,7 +61,8 @@ class Answer:
 
     place: what all its runs agree in. deviations: why this is not what was registered; empty if it
     is. runs: the finished ones that count. missing: how many registered ones do not yet; failed:
-    those of them that have ended. others: runs of the same place with other seeds or arms.
+    those of them that have ended. repeated: finished ones whose seed another run of `runs` has.
+    others: runs of the same place with other seeds or arms.
     """
 
     experiment: str
@@ -73,6 +74,7 @@ class Answer:
     runs: list[Run]
     missing: int
     failed: list[Run] = field(default_factory=list)
+    repeated: list[Run] = field(default_factory=list)
     others: list[Run] = field(default_factory=list)
     title: str = ""
     slug: str = ""
@@ -159,7 +161,7 @@ def _untuned(question: Question, members: list[Run], tunings: list[Tuning]) -> I
 def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
     names = [_setting_name(question, values) for values in question.values]
     cells: dict[tuple[str, str], dict[int, Run]] = {}
-    others, failed = [], []
+    others, failed, repeated = [], [], []
     for run in members:
         setting = _setting(run.config, question)
         arm = run.config["model.name"]
@@ -168,7 +170,9 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
             others.append(run)
         elif run.tested(question.measure) is not None:
             # of several with one seed the first by path counts
-            cells.setdefault((names[setting], arm), {}).setdefault(run.config["seed"], run)
+            seeds = cells.setdefault((names[setting], arm), {})
+            if seeds.setdefault(run.config["seed"], run) is not run:
+                repeated.append(run)
         elif run.status == "failed":
             failed.append(run)
     counted = [run for found in cells.values() for run in found.values()]
@@ -184,6 +188,7 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         runs=counted,
         missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
         failed=failed,
+        repeated=repeated,
         others=others,
     )
 

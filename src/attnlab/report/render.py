@@ -107,6 +107,8 @@ def report(root: Path, out: Path) -> None:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         failed: list[str] = []
         asked = _try("What was asked", failed, answers, compared, tuned)
+        for comparison in found:
+            comparison.registered = answer_text.registered(comparison, asked)
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),

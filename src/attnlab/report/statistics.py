@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, stdev  # exact: equal values have a spread of exactly 0
 
+import numpy as np
 from scipy import stats
 
 from attnlab.config.measures import ACCURACY, Measure
@@ -23,6 +24,7 @@ BASELINE = "dot_product"
 ALPHA = 0.05
 POWER = 0.9
 MAX_SEEDS = 1000  # nobody trains more; a number of seeds beyond it is None
+SPREADS = 400  # equally likely ones, over which a power is a mean
 ROUNDING = 1e-9  # in units of an effect; values this near are equal
 
 
@@ -107,7 +109,7 @@ def sampling_error(mean: float, samples: int) -> float:
     sqrt(b + c) / samples (McNemar 1947). b and c are not stored, but b + c is at least |b - c|,
     and at least 1 where an accuracy could have come out otherwise: that is the floor. All seeds
     are tested on the same samples, so more seeds do not make it smaller. Samples are counted as
-    independent: an image, or a whole sequence of symbols. The real error is at least as large.
+    independent, as images are. The real error is at least as large.
     """
     return 100 * math.sqrt(max(abs(mean) / 100 * samples, 1)) / samples
 
@@ -197,16 +199,25 @@ def planned_seeds(sd: float, smallest: float, level: float, floor: float = 0.0) 
     shown this spread of paired effects; they also tell an effect of the smallest size from 0. None
     if more than 1000 would be needed.
 
-    The power of the two one-sided tests between equal arms, from the distribution of the mean
-    (Phillips 1990 has the exact one; with the t quantile in place of the random spread the number
-    is at most one or two too small). A pilot of few seeds knows its spread only roughly.
+    A pilot of few seeds knows its spread only roughly.
     """
-    for n in range(2, MAX_SEEDS + 1):
-        error = max(sd / math.sqrt(n), floor)
-        room = smallest / error - quantile(n, level) if error else math.inf
-        if 1 - 2 * stats.t.sf(room, n - 1) >= POWER:
-            return n
-    return None
+    return next(
+        (n for n in range(2, MAX_SEEDS + 1) if _power(n, sd, smallest, level, floor) >= POWER),
+        None,
+    )
+
+
+def _power(n: int, sd: float, smallest: float, level: float, floor: float) -> float:
+    """Of the two one-sided tests between equal arms (Phillips 1990): the mean over the spreads
+    that n seeds may show of how probable it is that the whole interval is within `smallest`.
+    """
+    shares = (np.arange(SPREADS) + 0.5) / SPREADS
+    seen = sd * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
+    error, true = (np.maximum(s / math.sqrt(n), floor) for s in (seen, sd))
+    if true == 0:
+        return 1.0
+    room = (smallest - quantile(n, level) * error) / true
+    return float(np.maximum(0, 2 * stats.norm.cdf(room) - 1).mean())
 
 
 @cache

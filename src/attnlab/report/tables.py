@@ -96,6 +96,8 @@ def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str
     """Published effect, ours, p and verdict."""
     if arm is comparison.baseline:
         return ["", "baseline", "", ""]
+    if asked := comparison.registered.get(arm.label):
+        return [_published(arm), _mean_effect(comparison, arm), "", f"see question {asked}"]
     if effect:
         p = DASH if effect.p_holm is None else _p(effect.p_holm)
         return [_published(arm), effect_text(effect), p, judge(arm, effect).word]
