@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import pickle
 import shutil
 import threading
@@ -284,6 +285,15 @@ def test_the_card_has_intervals_where_there_are_other_seeds(exported, tmp_path):
     assert "paired by seed (n = 3" in card and "is 10 points of accuracy" in card
     for said in ("licence of the data", "`additive`", "| seed | 0 |", "what the text of arXiv"):
         assert said in card
+
+
+def test_the_card_of_a_run_whose_measure_is_not_a_number(exported, tmp_path):
+    cfg, run, _ = exported("symbols")
+    shutil.copytree(run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text()) | {"test/accuracy": math.nan}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    write.export(cfg, tmp_path / "run", tmp_path / "out")
+    assert "| test/accuracy | nan |" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_card_says_where_the_data_is(exported):

@@ -275,7 +275,7 @@ def test_data_of_ones_own_is_not_judged_against_the_paper(make, tmp_path):
         title.split("data.path=")[1][:-1]: row(text, "neural_d2", section=title)
         for title in titles
     }
-    assert found["mine"]["verdict"] == "better"
+    assert found["mine"]["verdict"] == "see question table1"
     assert found["mine"]["published effect"] == "(+2.19 %, orientation)"
     assert found["Salesforce/wikitext"]["verdict"] == "reproduced"
     assert "data.path=mine instead of Salesforce/wikitext" in text
@@ -408,14 +408,6 @@ def test_different_data_under_one_name_is_not_compared(make, tmp_path):
     text = written(tmp_path / "runs")
     assert "**no verdict**: the runs used different data" in text
     assert row(text, "neural_d2")["effect over dot product"] == "—"
-
-
-def test_the_same_data_in_another_folder_is_compared(make, tmp_path):
-    here, there = "data.path=/here/wikitext", "data.path=../wikitext"
-    for seed in range(2):
-        make(100.0 + seed, "model=dot_product", here, seed=seed, data_fingerprint="one")
-        make(90.0 + seed, "model=neural_d2", there, seed=seed, data_fingerprint="one")
-    assert row(written(tmp_path / "runs"), "neural_d2")["effect over dot product"] != "—"
 
 
 def test_costs_are_medians_with_ratios(make, tmp_path):

@@ -419,6 +419,24 @@ def test_report_and_wandb_show_scores_and_sample_translations(whole, tmp_path):
     assert shown["columns"] == list(sample) and shown["data"][0] == list(sample.values())
 
 
+def test_report_tells_what_depth_does_in_encoder_decoder_and_cross_attention(small, tmp_path):
+    short = ("trainer.max_steps=2", "trainer.eval_every=2", "trainer.warmup_steps=1")
+    cfg = config(*small, *short, "trainer.diagnostics=true")
+    run(cfg, tmp_path / "runs" / "one")
+    report(tmp_path / "runs", tmp_path / "report")
+    lines = (tmp_path / "report" / "report.md").read_text().split("### Over depth")[1].splitlines()
+    last = [f"layer {part * cfg.arch.layers - 1}" for part in (1, 2, 3)]
+    assert [cell.strip() for cell in lines[2].split("|")[4:7]] == last
+    shown = {
+        line.split("|")[1].strip(): line.split("|")[4:7] for line in lines[4:] if line[:1] == "|"
+    }
+    means, weights = (
+        shown[key] for key in ("cosine similarity of tokens", "entropy of weights, nats")
+    )
+    assert [cell.strip() == "—" for cell in means] == [False, False, True]  # of a whole block
+    assert not any(cell.strip() == "—" for cell in weights)
+
+
 def test_the_command_line_translates_as_the_run_did(whole, capsys):
     """Its test sentences, one by one and in a batch: no sentence depends on the others."""
     cfg = load(whole)

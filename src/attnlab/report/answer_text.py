@@ -2,6 +2,7 @@
 
 from attnlab.report import statistics
 from attnlab.report.compare import Comparison
+from attnlab.report.naming import reference
 from attnlab.report.notes import code_changes, repeats
 from attnlab.report.questions import Answer, Contrast
 from attnlab.report.rules import conclusion
@@ -186,6 +187,9 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
             continue
         for arm in comparison.judged:
             treated = arm.own["model.name"] in answer.question.treated
+            published = reference(arm.config)
+            if published and published.exact:  # the comparison judges it against that
+                continue
             if treated and counted & {run.folder for run in arm.runs}:
                 covered[arm.label] = answer.experiment
     return covered

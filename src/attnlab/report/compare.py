@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from attnlab.config.measures import Measure
-from attnlab.config.schema import PER_ARM, can_change_result
+from attnlab.config.schema import PER_ARM, UNHASHED
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.naming import arm_changes
@@ -170,13 +170,13 @@ def _is_own(key: str, config: dict[str, Any]) -> bool:
 
 
 def shared(config: dict[str, Any]) -> dict[str, Any]:
-    """What all runs of a comparison agree in. Their data may lie in several places: fingerprints
-    tell whether it is the same.
+    """What all runs of a comparison agree in: also where the data was read from, as published
+    numbers are judged only for data from the hub.
     """
     return {
         key: value
         for key, value in config.items()
-        if key != "seed" and can_change_result(key) and not _is_own(key, config)
+        if key.split(".")[0] not in UNHASHED | {"seed"} and not _is_own(key, config)
     }
 
 

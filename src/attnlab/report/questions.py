@@ -16,6 +16,7 @@ import yaml
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import validate
 from attnlab.config.question import Question, questions
+from attnlab.config.schema import can_change_result
 from attnlab.errors import BadInput
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
@@ -145,7 +146,7 @@ def _by_place(question: Question, kind: str, runs: Iterable[Run]) -> dict[str, l
 def _place(config: dict[str, Any], question: Question) -> dict[str, Any]:
     """What all runs of an answer agree in."""
     free = question.values[0].keys() | ({RATE} if question.learning_rate == "own" else set())
-    return {k: v for k, v in shared(config).items() if k not in free}
+    return {k: v for k, v in shared(config).items() if k not in free and can_change_result(k)}
 
 
 def _untuned(question: Question, members: list[Run], tunings: list[Tuning]) -> Iterator[str]:
