@@ -142,6 +142,8 @@ def test_empty_folders_that_were_there_stay(train, tmp_path):
     code, _, err = train("data=text", "data.path=nope", f"hydra.run.dir={tmp_path}/new/run")
     assert code == 2 and "nope" in err and list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
+    code, _, _ = train("data=text", "data.path=nope", f"hydra.run.dir={tmp_path}/mine/new/run")
+    assert code == 2 and [p.name for p in tmp_path.rglob("*")] == ["mine"]
     data = config("data=text", "data.path=nope").data
     with pytest.raises(BadInput, match="nope"):
         build_data(data, 0, tmp_path / "mine" / "new" / "cache")

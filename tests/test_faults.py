@@ -1,5 +1,6 @@
 """Faults inside a run: what is said, what is kept, and how it ends."""
 
+import functools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, Halts, children, config, gone, metrics, newest, until
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -63,11 +65,21 @@ def test_stops_before_an_update_with_a_gradient_that_is_not_finite(cache, tmp_pa
     assert checkpoint.load(newest(tmp_path))["step"] == 2
 
 
+def test_an_update_that_overflows_in_fp16_is_counted(cache, tmp_path, monkeypatch):
+    """The scaler leaves it out, and lowers its scale until updates fit."""
+    large = functools.partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", large)
+    done = run(smoke(cache, "trainer.precision=fp16", "runtime.device=cpu"), tmp_path)
+    state = checkpoint.load(newest(tmp_path))["optimizer"]["state"]
+    assert done["skipped_steps"] == done["steps"] - int(state[0]["step"]) > 0
+    assert [r["train/skipped"] for r in metrics(tmp_path) if "train/lr" in r][0] == 1
+
+
 def test_says_whose_loss_is_far_above_its_running_mean(cache, tmp_path, broken_step, caplog):
     broken_step(3, 4, 5, how=lambda logits: logits * 1e4)  # one warning, not three
     assert run(smoke(cache), tmp_path)["status"] == "finished"
     said = [r.message for r in caplog.records if "times its running mean" in r.message]
-    assert len(said) == 1 and "step 3: loss" in said[0] and "samples of the batch: [" in said[0]
+    assert len(said) == 1 and "step 3: loss" in said[0] and "] (epoch 0)." in said[0]
 
 
 def test_layer_of_the_first_value_that_is_not_finite(cache, tmp_path):

@@ -157,6 +157,14 @@ def test_images_of_several_sizes_become_squares(tmp_path):
     assert all(np.asarray(Image.open(f)).tobytes() in stored for f in small)
 
 
+def test_images_of_one_size_in_each_split_become_squares_if_the_splits_differ(tmp_path):
+    """Else training would squash what the test cuts."""
+    write_images(tmp_path / "mine" / "train", sizes=((40, 20),))
+    write_images(tmp_path / "mine" / "test", sizes=((40, 20), (30, 20)))
+    data = prepared(own("images", tmp_path / "mine", "data.image_size=16"))
+    assert {pixels.shape[1:3] for pixels in data.pixels.values()} == {(16, 16)}
+
+
 def test_splits_of_ones_own_are_used_as_they_are(tmp_path):
     for split, each in zip(SPLITS, (10, 2, 3), strict=True):
         write_images(tmp_path / "pets" / split, each=each)

@@ -65,25 +65,33 @@ def off(one: dict, other: dict, key: str) -> float:
     return abs(one[key] / other[key] - 1)
 
 
-def test_one_of_two_processes_is_killed(start, train, tmp_path):
+def test_one_of_three_processes_is_killed(start, train, tmp_path):
+    """Of three numbers, unlike of two, the sum depends on the order."""
     for name in ("whole", "killed"):
-        run = [*RUN, "arch.dropout=0.1", f"hydra.run.dir={name}"]
+        run = [*RUN, "trainer.batch_size=6", "arch.dropout=0.1", f"hydra.run.dir={name}"]
         if name == "killed":
             halts = Halts(tmp_path, ("open a metrics.jsonl", 25))
-            process = start(*run, processes=2, **halts.env)
+            process = start(*run, processes=3, **halts.env)
             first = halts.wait(process)
             ranks = children(process.pid)
             os.kill(next(pid for pid in ranks if pid != first), signal.SIGKILL)
             halts.go_on(process)
             _, err = process.communicate(timeout=900)
-            assert process.returncode and "another of the 2 processes ended" in err, err
+            assert process.returncode and "another of the 3 processes ended" in err, err
             assert not any(alive(pid) for pid in ranks)
             code, _, err = train(*run)
-            assert code == 2 and "was trained by 2 process(es), now there are 1" in err
-        code, _, err = train(*run, processes=2)
+            assert code == 2 and "was trained by 3 process(es), now there are 1" in err
+        code, _, err = train(*run, processes=3)
         assert code == 0, err
     assert "continuing killed from step 20" in err
     assert same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_bad_data_under_torchrun_is_one_line(train, tmp_path):
+    """The main process finds it, while the other one waits for the data."""
+    code, _, err = train("data=text", "data.path=/nowhere/x", "scale=smoke", processes=2)
+    assert code and err.count("error: data.path=/nowhere/x: no such folder") == 1, err
+    assert "Error executing job" not in err and list(tmp_path.iterdir()) == []
 
 
 def test_what_ends_a_process_that_is_not_the_first_is_said_once(start, tmp_path):

@@ -327,6 +327,15 @@ def whole(small, tmp_path_factory):
     return folder
 
 
+def test_speed_counts_no_tokens_where_it_knows_none(whole):
+    """Groups of sentences that are evaluated have other sizes than those of training."""
+    found = result(whole)
+    assert found["tokens_per_s"] > 0 and found["eval_samples_per_s"] > 0
+    assert found["eval_tokens_per_s"] is None
+    rows = [json.loads(line) for line in (whole / "timing.jsonl").read_text().splitlines()]
+    assert not any("throughput/eval_tokens_per_s" in row for row in rows)
+
+
 def result(folder):
     return json.loads((folder / "result.json").read_text())
 

@@ -5,10 +5,12 @@ exit codes.
 that is wrong. Only then does Hydra start the job, so bad input never leaves a folder behind.
 """
 
+import contextlib
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -38,6 +40,7 @@ def guard(main: Callable[[], None]) -> None:
     to_stderr()
     parser = get_args_parser()
     parser.error = _refuse
+    new: list[Path] = []
     with exit_on_failure():
         dashed = [word for word in sys.argv[1:] if re.match(r"-\w.*=", word)]
         if dashed:  # argparse would take -protocol=released for -p
@@ -51,8 +54,22 @@ def guard(main: Callable[[], None]) -> None:
             raise BadInput("--cfg: shows one run; leave out -m and values with commas")
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check_overrides(args.overrides, sweep=args.multirun)
+            new = _folders_to_come(args.overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
-    main()
+    try:
+        main()
+    except SystemExit as ends:
+        for folder in new if ends.code == BadInput.exit_code else ():
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
+def _folders_to_come(overrides: list[str]) -> list[Path]:
+    """Those that Hydra makes for hydra.run.dir before anything is checked; innermost first."""
+    chosen = [p.value() for p in _parsed(overrides) if p.key_or_group == "hydra.run.dir"]
+    path = Path(str(chosen[-1]) if chosen else ".").absolute()
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def _refuse(message: str) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from attnlab.config.compose import load
 from attnlab.config.schema import Config
 from attnlab.data.loader import Data, build_data
 from attnlab.data.translation import TranslationData
-from attnlab.errors import BadInput, FolderInUse, Interrupted
+from attnlab.errors import FolderInUse, Interrupted
 from attnlab.models.transformer import parameter_counts, try_mechanism
 from attnlab.runs.environment import environment
 from attnlab.runs.folder import RunFolder
@@ -46,18 +47,16 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     A finished run is not repeated, and an unfinished one continues. Returns the content of
     result.json. Errors: those of `errors`; if training had begun, failed.txt gives the reason.
     """
-    try:
-        device = choose_device(cfg.runtime, cfg.trainer.precision)
-        with distributed.process_group(device):
-            result, before = _run(distributed.quiet_unless_main(cfg), path, device)
-            speaks = distributed.rank() == 0
-    except BadInput:
-        RunFolder(path, cfg).discard_if_empty()
-        raise
+    device = choose_device(cfg.runtime, cfg.trainer.precision)
+    with distributed.process_group(device):
+        result, before = _run(distributed.quiet_unless_main(cfg), path, device)
+        speaks = distributed.rank() == 0
     if speaks:
         if before:
             if changed := other_source(path):
                 log.warning("%s", changed)
+            if load(path).runtime.tuning and not cfg.runtime.tuning:
+                log.warning("%s: is a trial of tune=lr, which reports leave out of effects", path)
             print("already finished:")
         for key, value in result.items():
             if isinstance(value, list):

@@ -1,9 +1,9 @@
 """Repeat a run's test metrics from its folder alone:  attnlab evaluate run=<folder>."""
 
-import json
 import sys
 
 from attnlab.commands.arguments import RunArgument
+from attnlab.runs.files import read_json
 
 
 def main(run: RunArgument, device: str = "same") -> None:
@@ -18,8 +18,7 @@ def main(run: RunArgument, device: str = "same") -> None:
     data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     model = program.build(cfg, data).to(model_device)
     metrics = program.test(cfg, data, model, run.path)
-    file = run.path / "result.json"
-    stored = json.loads(file.read_text()) if file.is_file() else {}
+    stored = read_json(run.path / "result.json")
     for key, value in metrics.items():
         then = stored.get(key, "not recorded")
         print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")

@@ -48,8 +48,9 @@ def main(*words: str) -> None:
     if need.hours > FREE_HOURS and YES not in words:
         raise BadInput(f"{need.hours:,.1f} hours: add {YES} to start")
     code = run_jobs(jobs)
-    root = Path(jobs[0].cfg.runtime.output_root)
-    report(root, root / "report")
+    if code < 128:  # no signal
+        for root in dict.fromkeys(Path(job.cfg.runtime.output_root) for job in jobs):
+            report(root, root / "report")
     sys.exit(code)
 
 

@@ -5,7 +5,6 @@ start; rows that are there already are not sent again. mode=offline writes all r
 offline run instead.
 """
 
-import json
 import os
 
 from attnlab.commands.arguments import RunArgument
@@ -16,7 +15,7 @@ def main(run: RunArgument, project: str | None = None, mode: str = "online") -> 
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
     from attnlab.errors import BadInput
     from attnlab.runs import tracking
-    from attnlab.runs.files import Ledger
+    from attnlab.runs.files import Ledger, read_json
     from attnlab.runs.folder import RunFolder
 
     cfg = run.config("same")
@@ -30,14 +29,9 @@ def main(run: RunArgument, project: str | None = None, mode: str = "online") -> 
         ledgers = (Ledger(run.path / name) for name in ("metrics.jsonl", "timing.jsonl"))
         rows = tracking.by_step(row for ledger in ledgers for row in ledger.rows())
         try:
-            mirror = tracking.Mirror(cfg, run.path, _json(run, "env.json"), mode)
+            mirror = tracking.Mirror(cfg, run.path, read_json(run.path / "env.json"), mode)
             new = sum([mirror.log(row) for row in rows])
-            mirror.finish({"status": "unfinished"} | _json(run, "result.json"))
+            mirror.finish({"status": "unfinished"} | read_json(run.path / "result.json"))
         except Exception as error:
             raise BadInput(f"mode={mode}: {tracking.first_line(error)}") from None
     print(f"{new} of {len(rows)} rows are new: {mirror.run.url or mirror.run.dir}")
-
-
-def _json(run: RunArgument, name: str) -> dict:
-    file = run.path / name
-    return json.loads(file.read_text()) if file.is_file() else {}

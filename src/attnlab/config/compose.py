@@ -51,6 +51,8 @@ def run_path(cfg: Config, chosen: str) -> Path:
     if Path(chosen) == Path():
         return Path(cfg.folder)
     try:
+        if chosen.startswith("~"):
+            raise ValueError("write the whole path: Hydra makes a folder of this name")
         return Path(valid_path(chosen))
     except ValueError as error:
         raise BadInput(f"hydra.run.dir={chosen}: {error}") from None
@@ -66,6 +68,8 @@ def load(folder: Path, name: str = "run") -> Config:
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
+    if not OmegaConf.is_dict(stored):
+        raise BadInput(f"{name}={folder}: its config.yaml cannot be read: it holds no mapping")
     if OmegaConf.select(stored, "data.path", default="") is None:  # once that of embedded data
         stored.data.path = f"embedded:{stored.data.get('name')}"
     for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():

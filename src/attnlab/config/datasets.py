@@ -103,7 +103,7 @@ class Translation(Stored):
     sequence_length: PositiveInt
     group_tokens: PositiveInt
     beam_width: Annotated[int, Field(ge=1, le=1024)]
-    length_penalty: Annotated[float, Field(ge=0)]
+    length_penalty: Annotated[float, Field(ge=0, le=10)]
     extra_tokens: Count
 
     def contradictions(self) -> Iterator[str]:

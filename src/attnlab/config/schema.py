@@ -149,7 +149,7 @@ class Trainer(Section):
     schedule: Literal["constant", "step", "cosine", "inverse_sqrt"]
     warmup_steps: Count
     drop_epochs: list[PositiveInt]
-    drop_factor: Positive
+    drop_factor: Annotated[float, Field(gt=0, le=1)]
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     weight_decay: Annotated[float, Field(ge=0)]
     grad_clip: Positive | None

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from attnlab.config.types import MAX_SIZE, Count, Positive, PositiveInt, Section
+from attnlab.config.types import MAX_SIZE, Count, PositiveInt, Section
 
 Level = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 Ladder = Annotated[list[Level], Field(min_length=1)]
@@ -151,7 +151,7 @@ class Recall(Symbols):
     name: Literal["mqar"]
     pairs: PositiveInt
     length: PositiveInt
-    power: Positive
+    power: Annotated[float, Field(gt=0, le=10)]
     vocab_size: Annotated[int, Field(ge=4, le=MAX_SIZE)]
     level: ClassVar[tuple[str, str]] = ("pairs", "length")
     content: ClassVar[tuple[str, ...]] = ("name", "vocab_size", "power")

@@ -11,9 +11,11 @@ MAX_SIZE = 2**31 - 1  # of any size or count: further on, integers overflow in t
 
 
 def valid_path(path: str) -> str:
-    """The path itself. Errors: `ValueError` if no file can have it as its name."""
+    """The path, ~ being the home folder. Errors: `ValueError` if no file can have it as a name."""
     try:
-        os.stat(Path(path).expanduser())
+        if path.startswith("~"):
+            path = str(Path(path).expanduser())
+        os.stat(path)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         pass  # said where the file is needed
     except OSError as error:

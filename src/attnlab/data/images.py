@@ -173,7 +173,7 @@ def _decode(source: Rows, data: Image, folder: Path) -> None:
         where = f"{source.where}: split {split}"
         labels[split] = _labels(rows, data.label_column, where)
         np.save(folder / f"{split}_labels.npy", labels[split])
-        _write_pixels(rows, data, folder / f"{split}_pixels.npy", where)
+    _write_pixels(source, data, folder)
     feature = source.splits["train"].features[data.label_column]
     names = getattr(feature, "names", None)
     used = np.unique(labels["train"])
@@ -215,14 +215,28 @@ def _labels(rows, column: str, where: str) -> np.ndarray:
     return labels
 
 
-def _write_pixels(rows, data: Image, file: Path, where: str) -> None:
-    """Images as an array (N, H, W, 3): as they are if all have one size, otherwise scaled and cut
-    around their centre to squares of data.image_size.
+def _write_pixels(source: Rows, data: Image, folder: Path) -> None:
+    """Images of each split as an array (N, H, W, 3): as they are if those of all splits have one
+    size, otherwise scaled and cut around their centre to squares of data.image_size.
     """
-    size = next(_images(rows, data.image_column, where)).size
-    if not _write(file, size, rows, data.image_column, where, fit=False):
-        square = (data.image_size, data.image_size)
-        _write(file, square, rows, data.image_column, where, fit=True)
+
+    def written(size: tuple[int, int], fit: bool) -> bool:
+        return all(
+            _write(
+                folder / f"{split}_pixels.npy",
+                size,
+                rows,
+                data.image_column,
+                f"{source.where}: split {split}",
+                fit,
+            )
+            for split, rows in source.splits.items()
+        )
+
+    train = source.splits["train"]
+    first = next(_images(train, data.image_column, f"{source.where}: split train"))
+    if not written(first.size, fit=False):
+        written((data.image_size, data.image_size), fit=True)
 
 
 def _write(file: Path, size: tuple[int, int], rows, column: str, where: str, fit: bool) -> bool:

@@ -17,7 +17,8 @@ from attnlab.config.schema import CODE_VERSION, Runtime
 
 # What computes a run's numbers, in the package.
 COMPUTES = (
-    *("functional.py", "run.py", "runtime/seeding.py", "runtime/distributed.py"),
+    *("functional.py", "run.py", "config/symbols.py", "config/mechanisms.py"),
+    *("runtime/seeding.py", "runtime/distributed.py", "runtime/device.py"),
     *("data/*.py", "kernels/**/*.*", "models/**/*.py", "training/*.py"),
 )
 

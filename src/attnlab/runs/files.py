@@ -7,7 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attnlab.errors import BadInput
+
 Check = Callable[[Path], object]  # reads a file back, and raises if it is damaged
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a run has written there; empty if it has not. Errors: `BadInput` if it is damaged."""
+    try:
+        found = json.loads(file.read_text()) if file.is_file() else {}
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(f"{file}: is damaged; delete it and run the same command again")
+    return found
 
 
 class Ledger:
@@ -17,11 +30,20 @@ class Ledger:
         self.path, self.may_write = path, may_write
 
     def rows(self) -> list[dict[str, Any]]:
-        """All complete rows. A torn last line, left by a kill during writing, is left out."""
+        """All complete rows. A torn last line, left by a kill during writing, is left out. Errors:
+        `BadInput` for another line that is damaged.
+        """
         if not self.path.is_file():
             return []
-        lines = self.path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        rows = []
+        for number, line in enumerate(self.path.read_text().splitlines(keepends=True), 1):
+            if line.endswith("\n"):
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    said = "is damaged; mend it, or move the run folder away"
+                    raise BadInput(f"{self.path}, line {number}: {said}") from None
+        return rows
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`: the resumed run writes them again."""

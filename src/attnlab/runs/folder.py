@@ -13,7 +13,7 @@ import yaml
 
 from attnlab.config.schema import PLACE, Config, added_keys, can_change_result
 from attnlab.errors import BadInput
-from attnlab.runs.files import Check, Ledger, flatten, write_atomic
+from attnlab.runs.files import Check, Ledger, flatten, read_json, write_atomic
 from attnlab.runs.lock import Lock
 
 
@@ -33,16 +33,8 @@ class RunFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """result.json of a finished run, else None. Errors: `BadInput` if it is damaged."""
-        file = self.path / "result.json"
-        if not file.is_file():
-            return None
-        try:
-            result = json.loads(file.read_text())
-            return result if result["status"] == "finished" else None
-        except (ValueError, KeyError, TypeError):
-            raise BadInput(
-                f"{file}: is damaged; delete it and run the same command again"
-            ) from None
+        result = read_json(self.path / "result.json")
+        return result if result.get("status") == "finished" else None
 
     @property
     def moved(self) -> bool:
@@ -120,16 +112,6 @@ class RunFolder:
         if self.writes:
             self._lock.check_held()
         return self.writes
-
-    def discard_if_empty(self) -> None:
-        """Remove the folder and its parents as far as they are empty, but not the one we are in:
-        Hydra makes them before we can check the input.
-        """
-        path, here = self.path.absolute(), Path.cwd()
-        with contextlib.suppress(OSError):
-            for folder in (path, *path.parents):
-                if folder not in (here, *here.parents):
-                    folder.rmdir()
 
     def write(self, name: str, content: str | bytes, check: Check | None = None) -> None:
         """Write a file whole or not at all: see `write_atomic`."""

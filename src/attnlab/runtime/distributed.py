@@ -79,12 +79,19 @@ def check_micro_batches(options: Trainer) -> None:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The main process runs the body before the other processes do."""
-    if rank():
-        dist.barrier()
-    yield
-    if world_size() > 1 and rank() == 0:
-        dist.barrier()
+    """The main process runs the body before the other processes do. Errors: of bad input there, in
+    every process.
+    """
+    if rank() and (failure := broadcast_from_main(None)):
+        raise failure
+    try:
+        yield
+    except BadInput as failure:
+        if rank() == 0:
+            broadcast_from_main(failure)
+        raise
+    if rank() == 0:
+        broadcast_from_main(None)
 
 
 def barrier() -> None:
@@ -150,7 +157,9 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     ddp = nn.parallel.DistributedDataParallel
     newer, older = "forward_sync_buffers", "broadcast_buffers"  # deprecated in torch 2.14
     name = newer if newer in inspect.signature(ddp).parameters else older
-    return ddp(model, **{name: False})
+    # Else its buckets change after the first backward, and a resumed run begins with the first
+    # ones again: three or more numbers would be added in another order.
+    return ddp(model, **{name: False}, find_unused_parameters=world_size() > 2)
 
 
 def accumulate_gradients(model: nn.Module, more: bool) -> contextlib.AbstractContextManager:

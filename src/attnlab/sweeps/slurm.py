@@ -81,10 +81,18 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
                 print(f"{labels[number]}: {ends[number]}; {done}", flush=True)
             time.sleep(POLL)
     except KeyboardInterrupt:
-        left = ", ".join(queued.job_id for queued in waiting.values())
-        print(f"still in the queue: {left}; cancel them before the same command queues them again")
+        print(_left(waiting))
         return 128 + signal.SIGINT
+    except submitit.core.utils.FailedJobError as error:
+        why = str(error).strip().splitlines()[-1]
+        left = "\n" + _left(waiting) if waiting else ""
+        raise BadInput(f"sbatch refuses {labels[number]}: {why}{left}") from None
     return summarize(jobs, ends)
+
+
+def _left(waiting: dict) -> str:
+    listed = ", ".join(queued.job_id for queued in waiting.values())
+    return f"still in the queue: {listed}; cancel them before the same command queues them again"
 
 
 def _end(queued, job: Job, before) -> str:

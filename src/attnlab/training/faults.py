@@ -72,11 +72,12 @@ def spike(cfg: Config, step: int, loss: float, loss_ema: float, size: int) -> st
     )
 
 
-def _samples(cfg: Config, step: int, size: int) -> list[int]:
-    """Indices of the samples of a step's batch."""
+def _samples(cfg: Config, step: int, size: int) -> str:
+    """Indices of the samples of a step's batch, and of which epoch (from 0) they are."""
     batch = cfg.trainer.batch_size
     keys = Order(size, cfg.seed).keys(step * batch, (step + 1) * batch)
-    return [index for _, index in keys]
+    epochs = " and ".join(map(str, dict.fromkeys(epoch for epoch, _ in keys)))
+    return f"{[index for _, index in keys]} (epoch {epochs})"
 
 
 def explain(

@@ -23,13 +23,19 @@ WARM_UP = 5  # first steps of a process: allocation, compilation
 class Meter:
     """Call `start` before and `stop` after each step of so many `samples` and `tokens`.
 
-    earlier: timing rows of this run's earlier processes; the summary covers them too.
+    earlier: timing rows of this run's earlier processes; the summary covers them too. even:
+    whether all samples have as many tokens; if not, those of an evaluation are not counted.
     """
 
     def __init__(
-        self, device: torch.device, samples: int, tokens: int, earlier: list[dict[str, Any]]
+        self,
+        device: torch.device,
+        samples: int,
+        tokens: int,
+        earlier: list[dict[str, Any]],
+        even: bool = True,
     ):
-        self.device, self.samples, self.tokens = device, samples, tokens
+        self.device, self.samples, self.tokens, self.even = device, samples, tokens, even
         self.rows = list(earlier)
         self._before = earlier[-1]["wall_s"] if earlier else 0.0
         self._window: list[float] = []
@@ -106,7 +112,7 @@ class Meter:
 
     def _throughput(self, samples: int, seconds: float, prefix: str) -> dict[str, float]:
         per_s = {f"{prefix}samples_per_s": round(samples / seconds, 2)}
-        if self.tokens:
+        if self.tokens and (self.even or not prefix.endswith("eval_")):
             tokens = samples * self.tokens / self.samples
             per_s[f"{prefix}tokens_per_s"] = round(tokens / seconds, 1)
         return per_s

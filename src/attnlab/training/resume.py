@@ -58,6 +58,8 @@ _ROUNDING = "no longer the same to the last bit"
 # What another value in env.json means for a run that continues.
 EFFECTS = {
     "torch": _ROUNDING,
+    "torchvision": _ROUNDING,
+    "numpy": "the order of the samples may be another one",
     "device_name": _ROUNDING,
     "threads": _ROUNDING,
     "compile": "the dropout masks from here on are other ones",
@@ -86,7 +88,7 @@ def other_source(path: Path) -> str:
 
 def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
     """The environment and, under `before`, the different environments of earlier starts. Warns of
-    everything that has changed since the run began and may change results.
+    everything that is another than at an earlier start and may change results.
     """
     then = stored_environment(path)
     if not then:
@@ -97,7 +99,9 @@ def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
     if not before:
         return env
     for key, effect in EFFECTS.items():
-        if before[0].get(key, env[key]) != env[key]:  # earlier runs lack some
-            began = f"{path}: began with {key} {before[0].get(key)}"
-            log.warning("%s, continues with %s: %s", began, env[key], effect)
+        others = [start.get(key, env[key]) for start in before]  # earlier runs lack some
+        if other := [value for value in others if value != env[key]]:
+            verb = "began" if other[0] == others[0] else "went on"
+            then = f"{path}: {verb} with {key} {other[0]}"
+            log.warning("%s, continues with %s: %s", then, env[key], effect)
     return {**env, "before": before}

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Data, train_loader
+from attnlab.data.translation import TranslationData
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
@@ -47,7 +48,7 @@ class Progress:
     loss_sum: float = 0.0  # since the last metrics row
     loss_steps: int = 0
     loss_ema: float = 0.0  # exponential moving average of the loss
-    skipped: int = 0  # steps without an update, their loss or gradient not being finite
+    skipped: int = 0  # steps without an update: loss or gradient not finite, overflow in fp16
     best: dict[str, float] = field(default_factory=dict)  # best evaluation's metrics and step
 
     def add_loss(self, loss: float) -> None:
@@ -68,8 +69,13 @@ class Progress:
             "steps": self.step,
             "samples_seen": self.step * options.batch_size,
             **{f"best/{key}": value for key, value in self.best.items()},
-            **({"skipped_steps": self.skipped} if options.on_nonfinite == "skip" else {}),
+            **({"skipped_steps": self.skipped} if may_skip(options) else {}),
         }
+
+
+def may_skip(options: Trainer) -> bool:
+    """Whether a step may end without an update."""
+    return options.on_nonfinite == "skip" or options.precision == "fp16"
 
 
 def fit(
@@ -100,7 +106,8 @@ def fit(
     for ledger in (metrics, timing):
         ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
     tracker.replay(metrics.rows() + timing.rows())
-    meter = Meter(device, batch_size, batch_size * data.sample_tokens, timing.rows())
+    even = not isinstance(data, TranslationData)  # whose samples are groups of sentences
+    meter = Meter(device, batch_size, batch_size * data.sample_tokens, timing.rows(), even)
     compiled = torch.compile(model) if cfg.runtime.compile else model
     update = Update(distributed.wrap_ddp(compiled), optimizer, scaler, options, cfg.seed)
     assessment = Assessment(model, compiled, data, options, micro_size, update.autocast, meter)
@@ -138,6 +145,7 @@ def fit(
                     log.warning(said)
                 spiking = bool(said)
                 progress.add_loss(loss)
+                progress.skipped += not math.isfinite(norm)
             else:
                 said = nonfinite(cfg, step, loss, norm, dataset_size, model, update.inputs)
                 if options.on_nonfinite == "stop":
@@ -152,7 +160,7 @@ def fit(
                 row["train/loss"] = progress.take_mean_loss()
                 row["train/lr"] = lr
                 row["train/grad_norm"] = norm if math.isfinite(norm) else None
-                if options.on_nonfinite == "skip":
+                if may_skip(options):
                     row["train/skipped"] = progress.skipped  # since the run began
                 PROGRESS.info("step %d of %d: %s", progress.step, total, _brief(row))
             if due(eval_every):
@@ -172,7 +180,7 @@ def fit(
             signum = distributed.all_reduce_max(stop.signum, device)
             if due(options.save_every) or signum:
                 save()
-            if signum and progress.step < total:
+            if signum:
                 raise Interrupted(signum, _interrupted(signum, progress.step, total, folder))
     return {**progress.summary(options), **meter.summary(), "wall_s": meter.wall_s()}
 

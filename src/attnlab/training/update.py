@@ -46,9 +46,9 @@ class Update:
         host waits for the device once, before the optimizer, and fetches the next step's batches
         while the device computes.
 
-        Returns the loss, the norm of its gradient before clipping, and whether both are finite (in
-        fp16 the norm may overflow, which lowers the scale of the loss): otherwise nothing was
-        updated.
+        Returns the loss, the norm of its gradient before clipping, and whether both are finite:
+        otherwise nothing was updated. In fp16 the norm may overflow, which counts as finite,
+        lowers the scale of the loss, and updates nothing either.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
