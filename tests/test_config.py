@@ -150,6 +150,26 @@ def test_empty_folders_that_were_there_stay(train, tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["data=mqar", "data.power=500"], "data.power=500: must be less than or equal to 10"),
+        (["trainer.drop_factor=1e200"], "drop_factor=1e+200: must be less than or equal to 1"),
+        (["data=multi30k", "data.length_penalty=500"], "must be less than or equal to 10"),
+        (["hydra.run.dir='~/run'"], "write the whole path"),
+    ],
+)
+def test_a_number_that_no_run_can_use_is_refused(typed, said, train, tmp_path):
+    code, _, err = train(*typed)
+    assert code == 2 and said in err and len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_folder_may_be_meant_by_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config("runtime.output_root='~/runs'").folder.startswith(f"{tmp_path}/runs/")
+
+
 def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
     code, _, err = train("-m", "model=dot_product,neural_d2", "seed=0,-1", "scale=smoke")
     assert code == 2 and err.splitlines() == ["error: seed=-1: must be greater than or equal to 0"]

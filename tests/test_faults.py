@@ -19,6 +19,7 @@ from attnlab.errors import NonFinite, OutOfResources
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
 from attnlab.training import checkpoint
+from attnlab.training.resume import with_history
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_an_update_that_overflows_in_fp16_is_counted(cache, tmp_path, monkeypatc
     done = run(smoke(cache, "trainer.precision=fp16", "runtime.device=cpu"), tmp_path)
     state = checkpoint.load(newest(tmp_path))["optimizer"]["state"]
     assert done["skipped_steps"] == done["steps"] - int(state[0]["step"]) > 0
-    assert [r["train/skipped"] for r in metrics(tmp_path) if "train/lr" in r][0] == 1
+    assert next(r["train/skipped"] for r in metrics(tmp_path) if "train/lr" in r) == 1
 
 
 def test_says_whose_loss_is_far_above_its_running_mean(cache, tmp_path, broken_step, caplog):
@@ -154,6 +155,18 @@ def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
     (tmp_path / "result.json").unlink()
     run(cfg, tmp_path)
     assert "began with torch 1.0, continues with" in caplog.text
+
+
+def test_another_environment_in_between_is_said(tmp_path, caplog):
+    """It began as it is now."""
+    env = {"torch": "2", "numpy": "1", "threads": 2, "device_name": "x", "compile": False}
+    env |= {"torchvision": "0", "source": "s"}
+    for threads in (2, 1, 2):
+        caplog.clear()
+        (tmp_path / "env.json").write_text(
+            json.dumps(with_history(env | {"threads": threads}, tmp_path))
+        )
+    assert "went on with threads 1, continues with 2" in caplog.text
 
 
 def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_path):

@@ -48,6 +48,22 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     assert same_run(tmp_path / "whole", folder)
 
 
+def test_a_signal_in_the_last_step_ends_the_run_before_its_test(start, train, tmp_path):
+    """Which may take long, and a cluster gives a job time for one step and one evaluation."""
+    words = ("scale=smoke", "trainer.max_steps=6", "trainer.eval_every=6", "hydra.run.dir=run")
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 7))  # of steps 0 to 6
+    process = start(*words, **halts.env)
+    halts.wait(process)
+    process.send_signal(signal.SIGUSR1)
+    halts.go_on(process)
+    process.communicate(timeout=900)
+    result = tmp_path / "run" / "result.json"
+    assert process.returncode == 128 + signal.SIGUSR1
+    assert json.loads(result.read_text())["status"] == "interrupted"
+    assert checkpoint.load(newest(tmp_path / "run"))["step"] == 6
+    assert train(*words)[0] == 0 and json.loads(result.read_text())["status"] == "finished"
+
+
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT])
 def test_a_signal_to_all_of_a_terminal_is_one_for_the_run(signum, start, tmp_path):
     """Its loading processes go on until the step is finished and saved."""

@@ -85,6 +85,23 @@ def test_a_configuration_that_no_longer_fits_the_checkpoint_is_one_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("script", "name", "content", "said"),
+    [
+        ("evaluate", "result.json", '{"status": "fin', "result.json: is damaged; delete it"),
+        ("upload", "metrics.jsonl", '{"step": 0}\n{"ste\n', "metrics.jsonl, line 2: is damaged"),
+        ("generate", "config.yaml", "- a\n", "cannot be read: it holds no mapping"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(script, name, content, said, lm, train, tmp_path):
+    folder = shutil.copytree(lm, tmp_path / "run")
+    (folder / name).write_text(content)
+    more = {"upload": ["mode=offline"], "generate": ["prompt=The"]}.get(script, [])
+    code, _, err = train("run=run", *more, script=f"scripts/{script}.py")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and said in line and "Traceback" not in err
+
+
 def test_a_damaged_tokenizer_is_one_line(lm, train):
     file = lm / "tokenizer.json"
     whole = file.read_bytes()

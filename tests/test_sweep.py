@@ -175,8 +175,15 @@ def test_a_launcher_that_could_run_nothing_is_one_line(train):
     assert err == "error: hydra.launcher.n_jobs=-1: must be an integer >= 1\n"
 
 
-def test_no_cluster_is_one_line(train):
+def test_no_cluster_is_one_line(train, tmp_path):
     key = "+hydra.launcher.cluster.slurm_partition=gpu"
+    for name, code in (("srun", 0), ("sbatch", 1)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho invalid partition >&2\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    words = ("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
+    code, _, err = train(*words, PATH=path)
+    assert code == 2 and "error: sbatch refuses job 1 of 2: " in err and "Traceback" not in err
     code, _, err = train("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
     assert code == 2 and err.splitlines()[-1].startswith("error: hydra.launcher.cluster: ")
     assert "slurm" in err and "Traceback" not in err

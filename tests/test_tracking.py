@@ -243,14 +243,34 @@ def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
     assert ended - began < PATIENCE
 
 
-def test_a_later_run_of_a_process_that_has_moved_to_another_folder(tmp_path, cache, monkeypatch):
+MOVING = """
+import os
+import sys
+from pathlib import Path
+
+from attnlab.config.compose import compose_config, plain
+from attnlab.config.messages import validate
+from attnlab.run import run
+
+cfg = validate(plain(compose_config(sys.argv[1:])))
+for place in ("here", "there"):
+    os.makedirs(place)
+    os.chdir(place)
+    run(cfg, Path("run"))
+    os.chdir("..")
+"""
+
+
+def test_a_later_run_of_a_process_that_has_moved_to_another_folder(start, cache, tmp_path):
     """W&B's service stays where the first run started it; a run's folder may be relative."""
-    cfg = config(*SMALL, "logger=wandb", "logger.mode=offline", f"runtime.cache={cache}")
+    (tmp_path / "moving.py").write_text(MOVING)
+    words = (*SMALL, "logger=wandb", "logger.mode=offline", f"runtime.cache={cache}")
+    process = start(*words, script=str(tmp_path / "moving.py"))
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
     for place in ("here", "there"):
-        (tmp_path / place).mkdir()
-        monkeypatch.chdir(tmp_path / place)
-        run(cfg, Path("run"))
-        assert mirrored(offline_rows(tmp_path / place / "run")) == record(tmp_path / place / "run")
+        folder = tmp_path / place / "run"
+        assert mirrored(offline_rows(folder)) == record(folder)
 
 
 def test_server_lost_in_mid_run_and_the_rest_uploaded(start, train, server, tmp_path):
