@@ -16,6 +16,7 @@ from attnlab.runs.environment import processor
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 
 SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
+AHEAD = 3_000_000  # cycles, one or two ms: longer than Python takes to launch attention's kernels
 
 
 def measured_on(device: torch.device) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def seconds(function: Callable[[], None], device: torch.device) -> float:
     """Duration of one call; on CUDA that of its work on the device, between two events."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(AHEAD)  # so that the device does not wait for the host in between
         start.record()
         function()
         end.record()

@@ -34,7 +34,8 @@ def measure(
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     modules = [f"attnlab.benchmarks.gpu.{stage}" for stage in STAGES]
     CONTEXT.set_forkserver_preload(["torch._dynamo", "wandb", module, *modules])
-    with ProcessPoolExecutor(1, CONTEXT) as helper:
+    # a process for each task: one that had asked for the card would keep memory on it
+    with ProcessPoolExecutor(1, CONTEXT, max_tasks_per_child=1) as helper:
         if size == "smoke":
             plan = smoke(results / "smoke", scratch / "smoke", program)
         else:

@@ -42,7 +42,9 @@ def work(plan: Plan):
 
 
 def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
-    """Milliseconds by tile of one kernel, the default's included; the others keep their tiles."""
+    """Milliseconds of the whole pass that a kernel is part of, by the kernel's tile, the default's
+    included; the other kernels keep theirs.
+    """
     device, dtype = torch.device(plan.device), DTYPES[precision]
     tiles = [(16, 16, 4)] if plan.smoke else TILES
     sizes = [16, 16] if plan.smoke else [SHORT, N]
@@ -108,9 +110,10 @@ def alone(plan: Plan):
 def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     """Lines of Markdown."""
     lines = [
-        f"Fastest tile (rows x columns, warps) of {len(TILES)}, forward or backward at N {N}, as",
-        "a table to paste into `tiles` of src/attnlab/kernels/triton_backend.py. Gain: time with",
-        "the tile that is chosen now, divided by the fastest.",
+        f"Fastest tile (rows x columns, warps) of {len(TILES)} for each kernel, by the time of",
+        f"the whole forward or backward at N {N}, as a table to paste into `tiles` of",
+        "src/attnlab/kernels/triton_backend.py. Gain: time of that pass with the tile that is",
+        "chosen now, divided by the time with the fastest.",
         "",
         "| score, precision, kernel | chosen now ms | fastest | ms | gain |",
         "|---|---|---|---|---|",
