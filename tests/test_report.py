@@ -190,7 +190,7 @@ def test_numbers_of_real_runs_are_those_of_their_files(trained, reported):
         (
             ("data=wikitext103", "scale=mini"),
             "(+2.19 %, orientation)",
-            "better",
+            "see question table1",
             "This is a miniature (scale=mini)",
         ),
         (

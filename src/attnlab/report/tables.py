@@ -96,11 +96,11 @@ def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str
     """Published effect, ours, p and verdict."""
     if arm is comparison.baseline:
         return ["", "baseline", "", ""]
-    if asked := comparison.registered.get(arm.label):
-        return [_published(arm), _mean_effect(comparison, arm), "", f"see question {asked}"]
     if effect:
         p = DASH if effect.p_holm is None else _p(effect.p_holm)
-        return [_published(arm), effect_text(effect), p, judge(arm, effect).word]
+        asked = comparison.registered.get(arm.label)
+        word = f"see question {asked}" if asked else judge(arm, effect).word
+        return [_published(arm), effect_text(effect), p, word]
     if comparison.ablation and not arm.ablation:
         return [_published(arm), _mean_effect(comparison, arm), "", "see above"]
     return [_published(arm), DASH, DASH, DASH if arm.counted else "no finished run"]
