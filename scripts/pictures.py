@@ -53,25 +53,23 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
 
 def effects(plt, found: list, file: Path) -> None:
     """One panel for each comparison: a row for each arm, its effect and interval."""
-    shown = [{k: e for k, e in c.effects.items() if e.sd is not None} for c in found]
-    found = sorted(zip(found, shown, strict=True), key=lambda pair: -len(pair[1]))
-    found = [(comparison, effects) for comparison, effects in found if effects]
-    heights = [len(effects) + 1 for _, effects in found]
+    tested = [(c, [(k, e) for k, e in c.effects.items() if e.sd is not None]) for c in found]
+    shown = sorted((pair for pair in tested if pair[1]), key=lambda pair: -len(pair[1]))
+    heights = [len(arms) + 1 for _, arms in shown]
     figure, axes = plt.subplots(
-        len(found), figsize=(7, 1.6 + 0.7 * sum(heights)), height_ratios=heights, squeeze=False,
+        len(shown), figsize=(7, 1.6 + 0.7 * sum(heights)), height_ratios=heights, squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for axis, (comparison, effects) in zip(axes[:, 0], found, strict=True):
-        arms = list(effects.items())[::-1]
+    for axis, (comparison, upwards) in zip(axes[:, 0], shown, strict=True):
+        arms = upwards[::-1]
         for place, (_, effect) in enumerate(arms):
             reach = [[effect.mean - effect.low], [effect.high - effect.mean]]
             axis.errorbar(effect.mean, place, xerr=reach, fmt="o", color="C0", capsize=5, lw=2.5)
-        effect = arms[0][1]
         axis.axvline(0, color="black", lw=1)
         axis.set_yticks(range(len(arms)), [label for label, _ in arms])
         axis.set_ylim(-0.6, len(arms) - 0.4)
         axis.margins(x=0.1)
-        what = "% lower perplexity" if effect.unit == "%" else "points more accuracy"
+        what = "% lower perplexity" if arms[0][1].unit == "%" else "points more accuracy"
         name = comparison.config["data.name"]
         seeds = " or ".join(map(str, sorted({effect.n for _, effect in arms})))
         axis.set_title(f"{name}, miniature, {seeds} seeds", fontsize=15, loc="left")

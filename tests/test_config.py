@@ -159,7 +159,7 @@ def test_empty_folders_that_were_there_stay(train, tmp_path):
         (["hydra.run.dir='~/run'"], "write the whole path"),
     ],
 )
-def test_a_number_that_no_run_can_use_is_refused(typed, said, train, tmp_path):
+def test_a_value_that_no_run_can_use_is_refused(typed, said, train, tmp_path):
     code, _, err = train(*typed)
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -37,6 +37,8 @@ def exit_on_failure():
                 Path(os.environ[REASON]).write_text(str(failure))
         sys.exit(failure.exit_code)
     except PermissionError as error:  # any path may lie in a folder that one may not enter
+        if error.filename is None:
+            raise  # not of a path
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(BadInput.exit_code)
     except BrokenPipeError:
