@@ -77,7 +77,8 @@ class RunFolder:
         around = (self.path, *self.path.absolute().parents)
         existing = next(p for p in around if os.path.exists(p))
         try:
-            tempfile.TemporaryDirectory(dir=existing).cleanup()
+            # A file, as it has no name there: who lists the folder meanwhile sees nothing vanish.
+            tempfile.TemporaryFile(dir=existing).close()
         except OSError:
             raise BadInput(
                 f"run folder {self.path}: {existing} is not a writable folder"
