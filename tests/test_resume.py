@@ -212,7 +212,7 @@ def test_a_run_of_other_code_is_named(finished, caplog, tmp_path):
 def test_finished_run_in_a_read_only_folder_says_its_result(train, tmp_path):
     words = ("scale=smoke", "hydra.run.dir=run")
     assert train(*words)[0] == 0
-    read_only = Halts(tmp_path, ("tempfile.mkdtemp *", 1, "EROFS"))
+    read_only = Halts(tmp_path, ("tempfile.mkstemp *", 1, "EROFS"))
     code, out, err = train(*words, **read_only.env)
     assert code == 0 and out.startswith("already finished"), err
     (tmp_path / "run" / "result.json").unlink()

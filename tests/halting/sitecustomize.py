@@ -14,7 +14,7 @@ from pathlib import Path
 
 moments = json.loads(os.environ["HALTS"])
 markers = Path(os.environ["HALTS_FOLDER"])
-EVENTS = ("open", "os.rename", "tempfile.mkdtemp")
+EVENTS = ("open", "os.rename", "tempfile.mkstemp")
 seen = [0]  # of the moment that comes next
 
 

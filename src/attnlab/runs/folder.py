@@ -77,8 +77,8 @@ class RunFolder:
         around = (self.path, *self.path.absolute().parents)
         existing = next(p for p in around if os.path.exists(p))
         try:
-            # A file, as it has no name there: who lists the folder meanwhile sees nothing vanish.
-            tempfile.TemporaryFile(dir=existing).close()
+            # Not a folder: who walks the tree meanwhile would enter it, and find it gone.
+            tempfile.NamedTemporaryFile(dir=existing).close()
         except OSError:
             raise BadInput(
                 f"run folder {self.path}: {existing} is not a writable folder"
