@@ -2,6 +2,7 @@
 row form.
 """
 
+import gc
 import io
 import json
 import os
@@ -63,6 +64,7 @@ def model_of(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer
 @pytest.fixture(scope="session", autouse=True)
 def threads():
     torch.set_num_threads(2)
+    gc.freeze()  # what was imported: a run collects garbage as fast as outside of tests
 
 
 @pytest.fixture(scope="session")

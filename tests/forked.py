@@ -1,5 +1,6 @@
 """Programs as processes of their own that need not import torch again: four seconds each."""
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -66,6 +67,7 @@ class Program:
 def _program(script: Path, words: list[str], folder: Path, env: dict[str, str], out: Path) -> None:
     import atexit
 
+    gc.freeze()  # what was imported stays; a run collects garbage as fast as outside of tests
     default_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python does when it starts
     multiprocessing.set_start_method(None, force=True)  # Python's own for the program's processes

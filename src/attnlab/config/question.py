@@ -4,6 +4,7 @@ It belongs to the experiment and to no run: it is checked and taken out before a
 configuration is made, and no hash depends on it.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,7 @@ class Question(Section):
         """The arms that are compared with the controls."""
         return [arm for arm in self.arms if arm not in self.controls]
 
-    @property
+    @functools.cached_property
     def values(self) -> list[dict[str, Any]]:
         """For each setting the values of all keys that settings change; one empty dict without
         settings.
