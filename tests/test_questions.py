@@ -313,6 +313,22 @@ def test_a_verdict_needs_every_registered_seed():
 OVER = "dagpam over dot_product"
 
 
+def test_verdicts_say_in_which_setting():
+    arms = ("dot_product", 0.9), ("expressive", 0.8), ("expressive_tempered", 0.85)
+    runs = [
+        finished(
+            *(0, "experiment=ladder_fair", f"model={model}", f"arch.norm={norm}"),
+            **{"seed": 10, "test/accuracy": accuracy},
+        )
+        for norm in ("pre", "post")
+        for model, accuracy in arms
+    ]
+    (answer,) = answers(runs)
+    named = [said.partition(": expressive")[0] for _, said in verdicts(answer)]
+    between = 2  # effects in one setting minus those in the other
+    assert named == ["arch.norm=pre"] * 2 + ["arch.norm=post"] * (2 + between)
+
+
 def test_a_run_counts_as_begun_when_it_began():
     """It was made by the code of all its starts, not by that of the last one alone."""
     runs = [

@@ -42,7 +42,7 @@ def verdicts(answer: Answer) -> list[tuple[str, str]]:
     for contrast in answer.contrasts:
         judged = judge(answer, contrast)
         word, reason = (judged.word, judged.reason) if judged else ("no verdict", "no paired runs")
-        found.append((word, f"{contrast.label}: {reason}"))
+        found.append((word, f"{answer.name(contrast)}: {reason}"))
     return found
 
 

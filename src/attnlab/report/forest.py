@@ -32,12 +32,7 @@ def of_comparison(comparison: Comparison) -> Forest | None:
 
 def of_answer(answer: Answer) -> Forest | None:
     """The registered contrasts that have an interval; None without any."""
-    settings = len({contrast.setting for contrast in answer.contrasts}) > 1
-    rows = [
-        (f"{c.setting}: {c.label}" if settings else c.label, c.effect)
-        for c in answer.contrasts
-        if c.effect
-    ]
+    rows = [(answer.name(c), c.effect) for c in answer.contrasts if c.effect]
     return _forest(answer.title, rows, answer.question.smallest_effect, answer.question.measure)
 
 

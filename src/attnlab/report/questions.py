@@ -51,7 +51,7 @@ class Contrast:
 
     @property
     def label(self) -> str:
-        """In a table."""
+        """Without its setting."""
         than = f", minus that of {self.base}" if self.base else ""
         return f"{self.arm} over {self.control}{than}"
 
@@ -79,6 +79,11 @@ class Answer:
     others: list[Run] = field(default_factory=list)
     title: str = ""
     slug: str = ""
+
+    def name(self, contrast: Contrast) -> str:
+        """Where it stands alone: with its setting, if there are several."""
+        settings = {other.setting for other in self.contrasts}
+        return f"{contrast.setting}: {contrast.label}" if len(settings) > 1 else contrast.label
 
     def of(self, arm: str, control: str, setting: str, base: str = "") -> Effect | None:
         """The effect of a contrast."""
