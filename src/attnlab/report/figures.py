@@ -1,6 +1,7 @@
 """Figures; needs the `report` extra (matplotlib)."""
 
 import io
+import math
 import textwrap
 from pathlib import Path
 
@@ -84,8 +85,7 @@ def plot_curves(curves: Curves, stem: Path) -> None:
     axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    columns = min(len(curves.curves), 3)
-    figure.legend(fontsize=9, frameon=False, loc="outside lower center", ncols=columns)
+    _legend(figure, *axis.get_legend_handles_labels(), most=3)
     _save(figure, stem)
 
 
@@ -107,6 +107,20 @@ def legend(curve: Curve) -> str:
     if curve.n > 1:
         return f"{curve.label}, mean of {curve.n}"
     return f"{curve.label}, {'single run' if curve.n else 'unfinished'}"
+
+
+def _legend(figure, lines: list, names: list[str], most: int) -> None:
+    """Below all panels, in as many columns as there is room for, up to `most`. The figure grows
+    where it takes more than two rows.
+    """
+    for columns in range(min(most, len(names)), 0, -1):
+        place = {"loc": "outside lower center", "ncols": columns}
+        drawn = figure.legend(lines, names, fontsize=9, frameon=False, **place)
+        if columns == 1 or drawn.get_window_extent().width <= figure.bbox.width:
+            break
+        drawn.remove()
+    rows = math.ceil(len(names) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.18 * max(0, rows - 2))
 
 
 def _plain_numbers(axis) -> None:
@@ -150,8 +164,7 @@ def plot_saturation(panels: dict[str, Curves], stem: Path) -> None:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     lines, names = np.atleast_1d(axes)[0].get_legend_handles_labels()
-    place = {"loc": "outside lower center", "ncols": min(4, len(lines))}
-    figure.legend(lines, names, fontsize=9, frameon=False, **place)
+    _legend(figure, lines, names, most=4)
     figure.suptitle(textwrap.fill(curves.title, 110), fontsize=10)
     _save(figure, stem)
 
@@ -171,7 +184,7 @@ def plot_forest(forest: Forest, stem: Path) -> None:
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(forest.x_label)
-    axis.set_title(textwrap.fill(forest.title, 80), fontsize=10)
+    figure.suptitle(textwrap.fill(forest.title, 80), fontsize=10)  # labels leave it less than half
     axis.grid(alpha=0.25, axis="x")
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, stem)
@@ -196,8 +209,7 @@ def plot_depth(depth: Depth, stem: Path) -> None:
         axis.set_xlabel(PLACES)
     lines, names = axes[0, 0].get_legend_handles_labels()
     lines.append(plt.Line2D([], [], color="#666666", **thin))
-    place = {"loc": "outside lower center", "ncols": min(4, len(lines))}
-    figure.legend(lines, [*names, "step 0"], fontsize=9, frameon=False, **place)
+    _legend(figure, lines, [*names, "step 0"], most=4)
     figure.suptitle(textwrap.fill(depth.title, 110), fontsize=10)
     _save(figure, stem)
 
@@ -237,12 +249,12 @@ def plot_ladder(ladder: Ladder, stem: Path) -> None:
             weight = "bold" if solved else "normal"
             text = f"{value:.1f}"
             axis.text(j, i, text, ha="center", va="center", weight=weight, **look)
-    names = [textwrap.fill(arm, 14) for arm in arms]
+    names = [textwrap.fill(arm.replace("_", "_ "), 14).replace("_ ", "_") for arm in arms]
     axis.set_xticks(range(len(arms)), names, fontsize=11)
     axis.set_yticks(range(len(levels)), ladder.names, fontsize=11)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, label="test accuracy, %, lowest seed", shrink=0.9)
+    figure.colorbar(image, label="test accuracy, %,\nlowest seed", shrink=0.9)
     axis.set_title(textwrap.fill(ladder.title, 70), fontsize=10)
     _save(figure, stem)
 
