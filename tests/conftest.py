@@ -62,7 +62,8 @@ def model_of(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer
 
 
 @pytest.fixture(scope="session", autouse=True)
-def threads():
+def process():
+    """Each test process, before its first test."""
     torch.set_num_threads(2)
     gc.freeze()  # what was imported: a run collects garbage as fast as outside of tests
 

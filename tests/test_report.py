@@ -20,6 +20,7 @@ import pytest
 import yaml
 from conftest import MODELS, ROOT, config
 
+from attnlab.report import figures
 from attnlab.report.archive import thinned
 from attnlab.report.collect import collect, pack
 from attnlab.report.compare import comparisons
@@ -550,16 +551,49 @@ def test_odd_runs_cost_no_more_than_themselves(make, tmp_path):
     assert found["effect over dot product (95 % interval)"] == "+2.33 % [+0.90, +3.77]"
     for number, odd in enumerate(ODD):
         link = f"[odd{number}](../odd{number})"
-        listed = row(text, link, "| run", "All runs")
+        listed, cause = row(text, link, "| run", "All runs"), None
         if listed["test"] in ("unreadable", "finished"):
             cause = row(text, link, "| run", "Not finished")["cause"]
-            assert cause == ODD_CAUSES.get(odd, cause) and cause
-        else:
-            assert odd not in ODD_CAUSES
+            assert cause, odd
+        assert cause == ODD_CAUSES.get(odd, cause), odd
     summary = subprocess.run(
         [sys.executable, ROOT / "scripts/summary.py", tmp_path / "runs"], capture_output=True
     )
     assert summary.returncode == 0, summary.stderr
+
+
+def test_an_odd_run_alone_is_a_report(make, tmp_path):
+    ODD["heads is a list"](make(97.0, "model=neural_d2", name="odd"))
+    text = written(tmp_path / "runs")
+    assert row(text, "[odd](../odd)", "| run", "Not finished")["status"] == "unreadable"
+
+
+def test_no_picture_cuts_off_what_it_says(make, tmp_path, monkeypatch):
+    """Where names of arms, settings and levels are long."""
+    save, whole = figures._save, []
+
+    def measured(figure, stem):
+        figure.draw_without_rendering()
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        inside = min(box.x0, box.y0) > -0.02 and box.x1 < width + 0.02 and box.y1 < height + 0.02
+        whole.append((stem.name, inside))
+        save(figure, stem)
+
+    monkeypatch.setattr(figures, "_save", measured)
+    pairs(make, "scale=mini")
+    for seed in range(2):
+        for plus, minus in itertools.product((0.0, 0.25, 0.5), repeat=2):
+            lambdas = f"model.lambda_plus={plus}", f"model.lambda_minus={minus}"
+            make(99.0, "model=dagpam", "scale=mini", *lambdas, "model.trainable=false", seed=seed)
+        for model in ("dot_product", "expressive", "expressive_tempered"):
+            for norm in ("pre", "post"):
+                words = "experiment=ladder_fair", f"model={model}", f"arch.norm={norm}"
+                kinds = ("accuracy", "chance_accuracy", "copy_accuracy")
+                tested = {f"test/{kind}": 0.9 + 0.01 * seed for kind in kinds}
+                make(0.9, *words, seed=seed + 10, **tested)
+    written(tmp_path / "runs")
+    assert {name.split("_")[0] for name, _ in whole} >= {"curves", "forest", "ladder"}
+    assert not [name for name, inside in whole if not inside]
 
 
 def test_summary_says_in_what_runs_differ(make, tmp_path):

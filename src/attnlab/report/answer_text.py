@@ -2,10 +2,11 @@
 
 from attnlab.report import statistics
 from attnlab.report.compare import Comparison
+from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
-from attnlab.report.notes import code_changes, repeats
-from attnlab.report.questions import Answer, Contrast
+from attnlab.report.questions import Answer
 from attnlab.report.rules import conclusion
+from attnlab.report.run_notes import code_changes, repeats
 from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.report.verdicts import Verdict, verdict
 

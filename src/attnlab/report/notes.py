@@ -6,9 +6,9 @@ from statistics import fmean
 from attnlab.config.measures import PERPLEXITY
 from attnlab.config.schema import PER_ARM
 from attnlab.report import published
-from attnlab.report.collect import Run
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
+from attnlab.report.run_notes import code_changes, repeats
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import DIRTY, commit, judge
 
@@ -147,29 +147,6 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         yield "The runs were made with different commits (listed below)."
     elif len(commits) > 1:
         yield "Some of the runs were made with uncommitted changes (listed below)."
-
-
-def repeats(repeated: list[Run]) -> Iterable[str]:
-    """What is not counted, because a run of its arm with its seed is."""
-    if repeated:
-        names = ", ".join(str(run.folder) for run in repeated[:3])
-        more = f" and {len(repeated) - 3} more" if len(repeated) > 3 else ""
-        yield (
-            "Runs that repeat a seed of their arm are no further evidence and are not counted: "
-            f"{names}{more}."
-        )
-
-
-def code_changes(runs: Iterable[Run]) -> list[str]:
-    """A warning if not all starts of the runs had the same code."""
-    starts = [start for run in runs for start in run.starts]
-    sources = sorted({start["source"] for start in starts if "source" in start})
-    if len(sources) < 2:
-        return []
-    return [
-        "WARNING: the code that computes results was changed between these runs "
-        f"(source {', '.join(sources)} in env.json); a difference may be the code's."
-    ]
 
 
 def _intervals(comparison: Comparison) -> str:

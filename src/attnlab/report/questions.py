@@ -6,7 +6,6 @@ is called so.
 """
 
 import functools
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +17,10 @@ from attnlab.config.messages import validate
 from attnlab.config.question import Question, questions
 from attnlab.config.schema import can_change_result
 from attnlab.errors import BadInput
-from attnlab.report import naming, statistics
+from attnlab.report import naming
 from attnlab.report.collect import Run
-from attnlab.report.compare import same_data, samples_tested, shared
+from attnlab.report.compare import shared
+from attnlab.report.contrasts import Contrast, contrasts
 from attnlab.report.naming import arm_changes, typed
 from attnlab.report.registration import Registration, registration
 from attnlab.report.statistics import Effect
@@ -35,25 +35,6 @@ ANY = {
     "translation": ("data=translation", "data.path=any"),
 }
 MOST_NAMED = 4  # keys in a sentence
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """One registered comparison: an arm over a control within a setting, or, where `base` names
-    another setting, how much more that is than there. effect: None while there are no paired runs.
-    """
-
-    setting: str
-    arm: str
-    control: str
-    effect: Effect | None
-    base: str = ""
-
-    @property
-    def label(self) -> str:
-        """Without its setting."""
-        than = f", minus that of {self.base}" if self.base else ""
-        return f"{self.arm} over {self.control}{than}"
 
 
 @dataclass
@@ -190,7 +171,7 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
         registration=asked,
         place=_place(config, question),
         deviations=[*_deviations(experiment, question, config), *_too_early(asked, counted)],
-        contrasts=list(_contrasts(question, names, cells)),
+        contrasts=list(contrasts(question, names, cells)),
         runs=counted,
         missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
         failed=failed,
@@ -262,43 +243,3 @@ def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:
         runs = sum(bool(found & early) for found in made)
         which = "is not committed" if asked.pending else "was last changed after their commit"
         yield f"the question {which} ({runs} of {len(counted)} runs)"
-
-
-def _contrasts(
-    question: Question, names: list[str], cells: dict[tuple[str, str], dict[int, Run]]
-) -> Iterator[Contrast]:
-    """All that the question registers, whether there are runs for it or not: the level of their
-    simultaneous 95 % intervals is that of all of them from the start.
-    """
-    measure = question.measure
-    first = question.controls[0]
-    within = len(names) * len(question.treated) * len(question.controls)
-    level = 1 - statistics.ALPHA / (within + (len(names) - 1) * len(question.treated))
-    counted = [run for found in cells.values() for run in found.values()]
-    known, comparable = samples_tested(counted), same_data(counted)
-
-    def values(setting: str, arm: str) -> dict[int, float]:
-        found = cells.get((setting, arm), {}) if comparable else {}
-        return {seed: run.tested(measure) for seed, run in found.items()}
-
-    def effect(setting: str, arm: str, control: str) -> Effect | None:
-        ours, theirs = values(setting, arm), values(setting, control)
-        if not ours.keys() & theirs.keys():
-            return None
-        return statistics.paired_effect(ours, theirs, measure, level, known)
-
-    def per_seed(setting: str, arm: str) -> dict[int, float]:
-        return statistics.per_seed(values(setting, arm), values(setting, first), measure)
-
-    for name in names:
-        for arm in question.treated:
-            for control in question.controls:
-                yield Contrast(name, arm, control, effect(name, arm, control))
-    for name in names[1:]:
-        for arm in question.treated:
-            here, there = per_seed(name, arm), per_seed(names[0], arm)
-            more = [here[seed] - there[seed] for seed in sorted(here.keys() & there.keys())]
-            parts = (effect(name, arm, first), effect(names[0], arm, first))
-            floor = math.hypot(*(part.floor for part in parts if part))
-            found = statistics.effect_of(more, measure.unit, level, floor) if more else None
-            yield Contrast(name, arm, first, found, base=names[0])
