@@ -327,6 +327,7 @@ def test_verdicts_say_in_which_setting():
     named = [said.partition(": expressive")[0] for _, said in verdicts(answer)]
     between = 2  # effects in one setting minus those in the other
     assert named == ["arch.norm=pre"] * 2 + ["arch.norm=post"] * (2 + between)
+    assert ("Measure", "test/accuracy; smallest effect of interest 1 point") in quotation(answer)
 
 
 def test_a_run_counts_as_begun_when_it_began():

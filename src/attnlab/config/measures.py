@@ -52,6 +52,13 @@ class Measure:
         return self.factor * self.low, self.factor * self.high
 
 
+def quantity(number: float, unit: str, form: str = "g") -> str:
+    """A number and its unit, as a sentence has them: 1 point, 0.5 points."""
+    written = format(number, form)
+    one = written.lstrip("+-") == "1"
+    return f"{written} {unit.removesuffix('s') if one else unit}"
+
+
 PERPLEXITY = Measure("perplexity", -1, 1, math.inf, "%", 1, "", "% lower perplexity")
 ACCURACY = Measure("accuracy", 1, 0, 1, "points", 100, " %", "points of accuracy")
 BLEU = Measure("bleu", 1, 0, 100, "BLEU", 1, "", "BLEU")

@@ -1,5 +1,6 @@
 """What a report says of a registered question: quoted, answered, and marked where exploratory."""
 
+from attnlab.config.measures import quantity
 from attnlab.report import statistics
 from attnlab.report.compare import Comparison
 from attnlab.report.contrasts import Contrast
@@ -74,7 +75,7 @@ def quotation(answer: Answer) -> list[tuple[str, str]]:
     question = answer.question
     seeds = ", ".join(map(str, question.seeds))
     tuning = ", ".join(map(str, question.tuning_seeds)) or "none"
-    smallest = f"{question.smallest_effect:g} {question.measure.unit}"
+    smallest = quantity(question.smallest_effect, question.measure.unit)
     return [
         ("Question", question.text),
         ("Rule", question.rule),
@@ -158,10 +159,11 @@ def planning(answer: Answer) -> list[str]:
     smallest = answer.question.smallest_effect
     n = statistics.planned_seeds(widest.sd, smallest, widest.level, widest.floor)
     need = f"{n:,} seeds are" if n else f"more than {statistics.MAX_SEEDS:,} seeds would be"
+    sd = quantity(widest.sd, widest.unit, ".2g")
     return [
-        f"Paired effects spread by up to {widest.sd:.2g} {widest.unit} (standard deviation over "
-        f"{widest.n} seeds). At that spread, {need} needed to call equal arms equivalent within "
-        f"{smallest:g} {widest.unit} with a probability of 90 %."
+        f"Paired effects spread by up to {sd} (standard deviation over {widest.n} seeds). At "
+        f"that spread, {need} needed to call equal arms equivalent within "
+        f"{quantity(smallest, widest.unit)} with a probability of 90 %."
     ]
 
 

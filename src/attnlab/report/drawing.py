@@ -5,6 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from attnlab.config.measures import quantity
 from attnlab.errors import BadInput
 from attnlab.report import depth, figures, forest, health, interactive, naming, published
 from attnlab.report.compare import Comparison
@@ -84,8 +85,8 @@ def _forest_figure(found: Forest | None, name: str, out: Path) -> list[Figure]:
     figures.plot_forest(found, out / file)
     caption = "Paired effects, mean over seeds and interval; better is to the right."
     if found.smallest:
-        caption += f" Grey: nearer to 0 than the smallest effect of interest, {found.smallest:g} "
-        caption += f"{found.measure.unit}."
+        smallest = quantity(found.smallest, found.measure.unit)
+        caption += f" Grey: nearer to 0 than the smallest effect of interest, {smallest}."
     return [Figure(caption, file, {"": Markup(interactive.forest_plot(found))})]
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from attnlab.config.measures import quantity
 from attnlab.report.statistics import MAX_SEEDS, Effect, equivalent
 
 
@@ -30,10 +31,10 @@ def verdict(effect: Effect, published: float | None, smallest: float | None = No
     undecided.
     """
     if effect.sd is None and effect.n > 1:
-        reason = f"{effect.mean:+.3g} {effect.unit}, the same on all {effect.n} seeds"
+        reason = f"{_mean(effect)}, the same on all {effect.n} seeds"
         return Verdict("undecided", f"{reason}; a spread of 0 says nothing of its error")
     if effect.sd is None:
-        reason = f"{effect.mean:+.3g} {effect.unit} on one seed; its spread is unknown"
+        reason = f"{_mean(effect)} on one seed; its spread is unknown"
         return Verdict("single run", reason)
     if smallest is not None:
         word, clause, margin = _against_smallest(effect, smallest)
@@ -49,7 +50,7 @@ def verdict(effect: Effect, published: float | None, smallest: float | None = No
 
 
 def _against_published(e: Effect, published: float) -> tuple[str, str, float | None]:
-    claim = f"the published {published:+.3g} {e.unit}"
+    claim = f"the published {quantity(published, e.unit, '+.3g')}"
     if e.high < published:
         side = ", though above 0" if e.low > 0 else ", and below 0" if e.high < 0 else ""
         return "contradicted", f"is below {claim}{side}", None
@@ -68,7 +69,7 @@ def _against_zero(e: Effect) -> tuple[str, str, float | None]:
 
 
 def _against_smallest(e: Effect, smallest: float) -> tuple[str, str, float | None]:
-    bound = f"the smallest effect of interest, {smallest:.3g} {e.unit}"
+    bound = f"the smallest effect of interest, {quantity(smallest, e.unit)}"
     if equivalent(e, smallest):
         side = ", and excludes 0" if e.low > 0 or e.high < 0 else ""
         return "equivalent", f"lies within {bound}{side}", None
@@ -82,7 +83,11 @@ def _against_smallest(e: Effect, smallest: float) -> tuple[str, str, float | Non
 def _measured(e: Effect) -> str:
     interval = f"{100 * e.level:.4g} % interval {e.low:+.3g} to {e.high:+.3g}"
     bound = ", as wide as the number of test samples demands," if _bound(e) else ""
-    return f"{e.mean:+.3g} {e.unit} over {e.n} seeds, {interval}{bound}"
+    return f"{_mean(e)} over {e.n} seeds, {interval}{bound}"
+
+
+def _mean(e: Effect) -> str:
+    return quantity(e.mean, e.unit, "+.3g")
 
 
 def _bound(e: Effect) -> bool:
