@@ -13,6 +13,8 @@ import torch
 from conftest import ROOT, config, model_of
 
 from attnlab.benchmarks import roofline
+from attnlab.benchmarks.gpu.fits import configured
+from attnlab.benchmarks.gpu.model import checked
 from attnlab.benchmarks.gpu.plan import STAGES
 from attnlab.benchmarks.memory import modelled_peak_mib
 from attnlab.runs.environment import source
@@ -72,6 +74,12 @@ def test_modelled_memory_grows_with_the_batch_and_holds_the_weights():
         trainer = cfg.trainer.model_copy(update={"batch_size": batch})
         peaks.append(2**20 * modelled_peak_mib(cfg.model_copy(update={"trainer": trainer}), shape))
     assert 2 * peaks[0] - peaks[1] == pytest.approx(16 * params, rel=0.5)
+
+
+def test_modelled_memory_is_what_a_process_takes():
+    sizes = "arch.width=192", "arch.layers=3", "data.image_size=112", "trainer.batch_size=16"
+    cfg = configured("table3", "neural_d2", "trainer.precision=fp32", *sizes)
+    assert checked(cfg)["percent"] == pytest.approx(-5, abs=6)  # libraries take some MiB, too
 
 
 def test_loops_of_machine_code_are_found_and_counted():

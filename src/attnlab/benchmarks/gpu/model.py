@@ -17,6 +17,7 @@ from attnlab.benchmarks.memory import modelled_peak_mib
 from attnlab.benchmarks.training_step import published_shape, training_step
 from attnlab.config.schema import Config
 from attnlab.kernels.triton_backend import Case
+from attnlab.runtime.device import give_back_freed_memory
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 
 TITLE = "Modelled"
@@ -70,10 +71,9 @@ def checked(cfg: Config) -> dict[str, Any]:
 
 
 def measured_peak_mib(cfg: Config) -> float:
-    """Peak resident MiB of two training steps, above what the process had before. The C library
-    gives freed tensors back at once here, which `choose_device` prevents.
-    """
+    """Peak resident MiB of two training steps, above what the process had before."""
     device = torch.device("cpu")
+    give_back_freed_memory()
     torch.ones(64, 64, requires_grad=True).mm(torch.ones(64, 64)).sum().backward()  # libraries
     reset_peak_memory(device)
     before = memory_mib(device)
