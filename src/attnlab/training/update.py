@@ -37,7 +37,8 @@ class Update:
     ):
         self.model, self.optimizer, self.scaler = model, optimizer, scaler
         self.options, self.seed = options, seed
-        self.device = next(model.parameters()).device
+        self.parameters = list(model.parameters())  # once: walking the modules takes time
+        self.device = self.parameters[0].device
         self.autocast = precision(options, self.device)
         self.inputs: Tensor | Pairs | None = None
 
@@ -80,7 +81,7 @@ class Update:
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         limit = self.options.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
         both = torch.stack((distributed.all_reduce_sum(loss), norm.to(loss)))
         batches.fetch()
         value, norm = both.tolist()
