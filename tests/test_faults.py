@@ -18,6 +18,7 @@ from attnlab.config.schema import ADDED
 from attnlab.errors import NonFinite, OutOfResources
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
+from attnlab.runtime.signals import keeping_children
 from attnlab.training import checkpoint
 from attnlab.training.resume import with_history
 
@@ -252,6 +253,14 @@ def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, t
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"
     code, _, err = train(*words)
     assert code == 0, err
+
+
+def test_a_terminals_interrupt_reaches_no_compiler():
+    """Ctrl-C signals ptxas as well, whose end would be the run's failure instead of its save."""
+    interrupted = ["sh", "-c", "kill -INT $$; echo alive"]
+    with keeping_children():
+        assert subprocess.run(interrupted, capture_output=True).stdout == b"alive\n"
+    assert subprocess.run(interrupted).returncode == -signal.SIGINT
 
 
 def test_memory_that_ends_names_the_keys_that_need_less(train, tmp_path):

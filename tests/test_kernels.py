@@ -251,9 +251,9 @@ def test_second_derivative_is_refused(backend):
     ],
 )
 def test_a_backend_that_cannot_serve_is_refused_at_once(options, reason, cache, tmp_path):
-    cfg = config("scale=smoke", "logger=none", f"runtime.cache={cache}", *options)
+    cpu = ("scale=smoke", "logger=none", "runtime.device=cpu", f"runtime.cache={cache}")
     with pytest.raises(BadInput, match=reason):
-        run(cfg, tmp_path / "run")
+        run(config(*cpu, *options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -136,6 +136,7 @@ def test_what_is_not_a_number_shows(place, h2, tile):
 
 def test_a_reason_is_given():
     (a, c, *_, w, v), _ = problem(2, None, 3, 3, 8, FULL)
+    a, c, w, v = (x.to(DEVICE) for x in (a, c, w, v))
     wide = a.repeat(1, 1, 1, 129)
     reason = triton_backend.unsupported
     if RUNS:
@@ -144,6 +145,13 @@ def test_a_reason_is_given():
         assert "float64" in reason(a, c, None, None, w, v.double(), "relu")
     else:
         assert "cuda" in reason(a, c, None, None, w, v, "relu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton starts here")
+def test_why_triton_cannot_start_is_one_line():
+    """Without a driver; without a compiler or Python.h, which slim images lack, it is the same."""
+    problem = triton_backend.driver_problem()
+    assert problem.startswith("triton cannot start: ") and "\n" not in problem
 
 
 def test_rocm_is_refused_though_torch_calls_it_cuda(monkeypatch):

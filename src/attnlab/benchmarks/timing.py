@@ -16,7 +16,7 @@ from attnlab.runs.environment import processor
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 
 SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
-AHEAD = 3_000_000  # cycles, one or two ms: longer than Python takes to launch attention's kernels
+AHEAD = 10_000_000  # cycles, about 5 ms: longer than Python takes to launch attention's kernels
 
 
 def measured_on(device: torch.device) -> dict[str, Any]:

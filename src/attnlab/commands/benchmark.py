@@ -98,6 +98,7 @@ def main(
             from attnlab.report.figures import plot_benchmark
         except ModuleNotFoundError as error:
             raise BadInput(f"plot= needs {error.name}: pip install 'attnlab[report]'") from None
+    torch.set_float32_matmul_precision("highest")  # whatever the environment says of TF32
     if threads is not None:
         torch.set_num_threads(threads)
     known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from attnlab.functional import ACTIVATIONS
 
-PAIRS = 2**18  # in a chunk, so that its tensors stay in cache
+PAIRS = 2**18  # in a chunk on a CPU, so that its tensors stay in cache
+VALUES = 2**25  # of all hidden units of a chunk on a GPU, so that a launch has something to do
 
 HOMOGENEOUS = ("relu", "leaky_relu")  # whose value at u is u times its slope there
 
@@ -88,8 +89,9 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
 
 def _chunks(a: Tensor, c: Tensor, causal: bool):
     """Rows of queries and how many keys the last of them sees."""
-    (batch, heads, n, _), m = a.shape, c.shape[2]
-    queries = max(1, PAIRS // (batch * heads * m))
+    (batch, heads, n, h), m = a.shape, c.shape[2]
+    pairs = VALUES // h if a.is_cuda else PAIRS
+    queries = max(1, pairs // (batch * heads * m))
     for start in range(0, n, queries):
         stop = min(start + queries, n)
         yield slice(start, stop), stop + m - n if causal else m

@@ -2,19 +2,21 @@
 triton_kernels.py.
 """
 
+import functools
 import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from attnlab.functional import ACTIVATIONS
+from attnlab.functional import ACTIVATIONS, constant_in_graphs
 from attnlab.kernels.triton_kernels import (
     backward_cols_kernel,
     backward_rows_kernel,
     forward_kernel,
 )
 from attnlab.kernels.triton_scorer import INTERPRETED, Case, triton
+from attnlab.runtime.signals import keeping_children
 
 MAX_WIDTHS = {"h": 256, "h2": 256, "D": 128}
 LN2 = math.log(2)
@@ -53,6 +55,8 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
         return f"device {v.device.type}: triton needs cuda"
     if v.device.type == "cuda" and torch.cuda.get_device_capability(v.device) < (8, 0):
         return "the GPU is older than compute capability 8.0"
+    if v.device.type == "cuda" and (problem := driver_problem()):
+        return problem
     if activation not in ACTIVATIONS:
         return f"activation {activation}: must be one of {', '.join(ACTIVATIONS)}"
     if v.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -65,6 +69,24 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
     for name, size in ("h", a.shape[-1]), ("h2", out_weight.shape[-1]), ("D", v.shape[-1]):
         if size > MAX_WIDTHS[name]:
             return f"{name}={size}: at most {MAX_WIDTHS[name]}"
+    return None
+
+
+@constant_in_graphs
+def driver_problem() -> str | None:
+    """`_start_driver`, as a constant to torch.compile."""
+    return _start_driver()
+
+
+@functools.cache
+def _start_driver() -> str | None:
+    """Start Triton, for which it compiles a small library; why that failed, in one line, or
+    None.
+    """
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # no compiler, no Python.h, a cache that cannot be written
+        return f"triton cannot start: {(str(error) or repr(error)).splitlines()[0]}"
     return None
 
 
@@ -102,7 +124,7 @@ def specialize(kernel: str, case: Case) -> tuple[Case, dict]:
 def _launch(kernel: str, case: Case, tokens: int, net: tuple, v: Tensor, *args, **constants):
     """Run a kernel for every head and every block of `tokens`."""
     case, launch = specialize(kernel, case)
-    with torch.cuda.device_of(v):
+    with torch.cuda.device_of(v), keeping_children():  # ptxas is one, at a first launch
         grid = (v.shape[0] * v.shape[1], triton.cdiv(tokens, case.rows))
         KERNELS[kernel][grid](*net, v, *args, C=case, **constants, **launch)
 

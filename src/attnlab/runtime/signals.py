@@ -56,6 +56,18 @@ def handled_by(handler: Callable, after_an_error: bool = False) -> Iterator[None
             signal.signal(s, previous)
 
 
+@contextlib.contextmanager
+def keeping_children() -> Iterator[None]:
+    """Programs that this thread starts while open, such as a compiler, do not get the Ctrl-C that
+    a terminal sends to them as well; this process does.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore_children() -> None:
     """From now on, the end of a child process raises nothing. torch's DataLoader makes it an error
     in whatever the main thread does, which may be the handling of that very error. torch sets its

@@ -21,7 +21,10 @@ from attnlab.training.meter import peak_memory_mib
 
 SPIKE = 4  # times the running mean of the loss
 NO_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+NO_MEMORY = (
+    *("out of memory", "not enough memory", "can't allocate memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "cublasCreate"),  # a card that others have filled
+)
 
 
 def nonfinite(

@@ -92,7 +92,7 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     """Lines of Markdown."""
     lines = [
         f"Training steps at scale={plan.scale} on random data, in a process that may use "
-        f"{plan.memory // GIB} GiB.",
+        f"{plan.memory / GIB:g} GiB: about what a 24 GB card leaves beside driver and libraries.",
         "Hours are of all runs of the arm (three seeds), without evaluation.",
         "",
         "| arm | peak GiB | reserved GiB | step ms | tokens or images a s | MFU | hours |",

@@ -61,6 +61,7 @@ def card() -> tuple[str, int]:
 
     from attnlab.runtime.device import cuda_obstacle
 
+    del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]  # ask CUDA itself: the driver may be too old
     if not torch.cuda.is_available():
         raise BadInput(
             f"make gpu: needs an NVIDIA GPU: {cuda_obstacle()}; "
@@ -113,6 +114,10 @@ def work(name: str, plan: Plan, number: int, of: int) -> None:
 
 def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
     """Measure the rows that are missing, or every `of`-th of them; each is written at once."""
+    import torch
+
+    # whatever the environment says of TF32 (TORCH_ALLOW_TF32_CUBLAS_OVERRIDE)
+    torch.set_float32_matmul_precision("highest")
     ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), source()
     measures = import_module(f"attnlab.benchmarks.gpu.{name}").work(plan)
     (plan.scratch / f"{name}.wanted").write_text(str(len(measures)))

@@ -21,12 +21,16 @@ from attnlab.kernels.triton_scorer import triton
 TITLE = "Tiles"
 SCORES = ["d2_h4", "d16_h32", "full_h128", "released_d2"]
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-TILES = [
-    (rows, cols, warps)
-    for rows, cols in itertools.product((32, 64, 128), repeat=2)
-    for warps in (4, 8)
-    if 2048 <= rows * cols * 4 // warps <= 8192
-]
+LARGEST = {"bf16": 128 * 128, "fp32": 64 * 64}  # in fp32 a larger one compiles for a minute
+TILES = {
+    precision: [
+        (rows, cols, warps)
+        for rows, cols in itertools.product((32, 64, 128), repeat=2)
+        for warps in (4, 8)
+        if 2048 <= rows * cols * 4 // warps <= 8192 and rows * cols <= largest
+    ]
+    for precision, largest in LARGEST.items()
+}
 N, SHORT = 2048, 256  # measured on, compiled on
 
 
@@ -46,19 +50,20 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
     included; the other kernels keep theirs.
     """
     device, dtype = torch.device(plan.device), DTYPES[precision]
-    tiles = [(16, 16, 4)] if plan.smoke else TILES
+    tiles = [(16, 16, 4)] if plan.smoke else TILES[precision]
     sizes = [16, 16] if plan.smoke else [SHORT, N]
-    compiles, timed = (launch(plan, case, n, dtype, device, kernel) for n in sizes)
+    with turn(plan, fcntl.LOCK_SH):
+        compiles, timed = (launch(plan, case, n, dtype, device, kernel) for n in sizes)
     found, usable = {}, []
     for tile in [None, *tiles]:
-        with chosen(kernel, tile):
+        with chosen(kernel, tile), turn(plan, fcntl.LOCK_SH):  # beside others that compile
             try:
-                compiles()  # beside other processes that compile
+                compiles()
             except triton.runtime.OutOfResources as error:
                 print(f"{case}, {precision}, {kernel}, {tile}: {error}", flush=True)
             else:
                 usable.append(tile)
-    with alone(plan):
+    with turn(plan, fcntl.LOCK_EX):
         for tile in usable:
             with chosen(kernel, tile):
                 samples = [seconds(timed, device) for _ in range(1 if plan.smoke else 7)]
@@ -100,17 +105,19 @@ def chosen(kernel: str, tile: tuple[int, int, int] | None):
 
 
 @contextmanager
-def alone(plan: Plan):
-    """While open, no other process of this stage is here."""
+def turn(plan: Plan, lock: int):
+    """While open, processes of this stage use the card together (LOCK_SH), or one of them does so
+    alone (LOCK_EX).
+    """
     with open(plan.scratch / "tiles.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, lock)
         yield
 
 
 def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     """Lines of Markdown."""
     lines = [
-        f"Fastest tile (rows x columns, warps) of {len(TILES)} for each kernel, by the time of",
+        "Fastest tile (rows x columns, warps) of those tried for each kernel, by the time of",
         f"the whole forward or backward at N {N}, as a table to paste into `tiles` of",
         "src/attnlab/kernels/triton_backend.py. Gain: time of that pass with the tile that is",
         "chosen now, divided by the time with the fastest.",
