@@ -5,6 +5,7 @@ import torch
 from conftest import config
 
 from attnlab.errors import BadInput
+from attnlab.kernels import triton_backend
 from attnlab.runtime.device import choose_device
 
 
@@ -27,3 +28,11 @@ def test_tf32_is_refused_where_there_is_none_and_left_off_otherwise():
         choose_device(cfg.runtime, cfg.trainer.precision)
     choose_device(cfg.runtime, "fp32")
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton starts here")
+def test_why_triton_cannot_start_is_one_line():
+    """Without a driver; without a compiler or Python.h, which slim images lack, it is the same."""
+    pytest.importorskip("triton")
+    problem = triton_backend.driver_problem()
+    assert problem.startswith("triton cannot start: ") and "\n" not in problem
