@@ -314,6 +314,20 @@ def test_ablations_do_not_change_the_comparison_of_the_papers_arms(make, tmp_pat
         assert row(text, label, section=ablation)["published effect"] == "—"
 
 
+def test_uniform_attention_is_an_ablations_second_baseline(make, tmp_path):
+    for seed in range(3):
+        for value, arm in (110.0, "dot_product"), (105.0, "neural_d2"), (100.0, "uniform"):
+            make(value + seed, f"model={arm}", "scale=mini", seed=seed)
+        make(97.0 + seed**2, "model=neural_d2", "scale=mini", "model.d_prime=4", seed=seed)
+    text = written(tmp_path / "runs")
+    title = "pydocs, scale mini, protocol paper"
+    effect = "effect over uniform (95 % interval)"
+    assert effect not in row(text, "neural_d2", section=title)
+    ablation = f"{title}: ablation of d_prime"
+    assert row(text, "neural_d2 (d_prime=4)", section=ablation)[effect].startswith("+2.32 % [")
+    assert row(text, "uniform", section=ablation)[effect] == ""
+
+
 def test_a_sweep_over_two_options_is_one_family(make, tmp_path):
     make(100.0, "model=dot_product")
     for options in itertools.product(("model.d_prime=2", "model.d_prime=4"), ("relu", "gelu")):

@@ -76,12 +76,20 @@ class Comparison:
 
     @cached_property
     def effects(self) -> dict[str, statistics.Effect]:
-        """Of `judged`, by label; none if the data was not the same for all."""
-        values = {arm.label: arm.values for arm in self.judged if arm.values}
-        if self.baseline and self.baseline.values:
-            values[statistics.BASELINE] = self.baseline.values
-        if not same_data(self.counted):
+        """Of `judged` over the baseline, by label."""
+        return self._over(self.baseline)
+
+    @cached_property
+    def effects_over_uniform(self) -> dict[str, statistics.Effect]:
+        """Of an ablation's arms over uniform attention, where it was run: its second baseline."""
+        return self._over(_uniform(self.arms)) if self.ablation else {}
+
+    def _over(self, base: Arm | None) -> dict[str, statistics.Effect]:
+        """Effects of `judged`; none if the data was not the same for all."""
+        if base is None or not same_data(self.counted):
             return {}
+        values = {arm.label: arm.values for arm in self.judged if arm.values}
+        values[statistics.BASELINE] = base.values
         return statistics.compare(values, self.measure, samples_tested(self.counted))
 
     @property
@@ -226,10 +234,15 @@ def baseline_of(arms: list[Arm]) -> Arm | None:
     return arms[0] if arms[0].own["model.mechanism"] == "dot_product" else None
 
 
+def _uniform(arms: list[Arm]) -> Arm | None:
+    found = (arm for arm in arms if arm.own["model.mechanism"] == "uniform" and not arm.ablation)
+    return next(found, None)
+
+
 def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
     """Arms to compare with each other, by what they are an ablation of; each ablation with the
-    baseline and the arms that it changes. Ablations that share a key, as in a sweep over two
-    options, are one.
+    baseline, uniform attention, and the arms that it changes. Ablations that share a key, as in a
+    sweep over two options, are one.
     """
     families: dict[str, list[Arm]] = {}
     merged: list[set[str]] = []
@@ -245,7 +258,7 @@ def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
             original = next(a for a in families[""] if a.own["model.name"] == name)
             keys = next(all_keys for all_keys in merged if arm.ablation.split(", ")[0] in all_keys)
             family = families.setdefault(", ".join(sorted(keys)), [])
-            for member in (baseline_of(arms), original, arm):
+            for member in (baseline_of(arms), _uniform(arms), original, arm):
                 if member and member not in family:
                     family.append(member)
     return {keys: sorted(family, key=_arm_order) for keys, family in families.items()}

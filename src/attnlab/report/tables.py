@@ -71,25 +71,33 @@ def _escape(text: str) -> str:
 
 def results(comparison: Comparison) -> Table:
     """Ours, the published effect, our effect, its p, the verdict and n; a row for each arm."""
-    tested = [effect for effect in comparison.effects.values() if effect.sd is not None]
-    level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
     columns = {
         "model": "text",
         f"test {comparison.measure.name}": "number",
         "published effect": "number",
-        f"effect over dot product{level}": "number",
+        f"effect over dot product{_level(comparison.effects)}": "number",
         "p (Holm)": "number",
         "verdict": "text",
-        "n": "number",
     }
+    if second := comparison.effects_over_uniform:
+        columns[f"effect over uniform{_level(second)}"] = "number"
+    columns["n"] = "number"
     return Table(columns, [_result(comparison, arm) for arm in comparison.arms])
+
+
+def _level(effects: dict[str, Effect]) -> str:
+    tested = [effect for effect in effects.values() if effect.sd is not None]
+    return f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
 
 
 def _result(comparison: Comparison, arm: Arm) -> list[Cell]:
     n = len(arm.counted)
-    effect = comparison.effects.get(arm.label)
+    effect, second = comparison.effects.get(arm.label), comparison.effects_over_uniform
     paired = "" if effect is None or effect.n == n else f" ({effect.n} paired)"
-    return [arm.label, _ours(comparison, arm), *_judged(comparison, arm, effect), f"{n}{paired}"]
+    cells = [arm.label, _ours(comparison, arm), *_judged(comparison, arm, effect)]
+    if second:
+        cells.append(effect_text(second[arm.label]) if arm.label in second else "")
+    return [*cells, f"{n}{paired}"]
 
 
 def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str]:
