@@ -292,6 +292,14 @@ def test_forward_mixes_values_by_the_weights(name, shape, causal, seed):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_uniform_attention_sees_no_query(causal):
+    k, v = torch.randn(2, 1, HEADS, 5, WIDTH).bfloat16()
+    q = torch.full((1, HEADS, 5, WIDTH), torch.inf)
+    out = mechanism("uniform")(q, k, v, causal=causal)
+    assert out.dtype == v.dtype and torch.equal(out[:, :, -1], v.float().mean(-2).bfloat16())
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 @settings(max_examples=6)
 @given(shape=SHAPES, seed=st.integers(0, 2**31))

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from attnlab.data.cache import cached
 from attnlab.data.images import build_images
 from attnlab.data.loader import Order, eval_loader, train_loader
 from attnlab.data.text import Blocks, TextData, build_text
@@ -305,6 +306,14 @@ def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"runtime.cache=.*file/x: cannot be written"):
         prepared(config(f"runtime.cache={tmp_path}/file/x"))
+
+
+def test_a_file_that_vanished_is_not_blamed_on_the_cache(tmp_path):
+    def build(folder):
+        (tmp_path / "train.csv").read_text()
+
+    with pytest.raises(BadInput, match=r"^/\S+/train.csv: No such file or directory$"):
+        cached(tmp_path / "cache", "own", {}, build)
 
 
 def test_blocks_are_windows_of_the_array():

@@ -216,16 +216,18 @@ def test_cached_logits_are_those_of_the_whole_sequence(name, positions, norm):
 
 
 def test_generated_text_does_not_depend_on_the_cache(cache, tmp_path):
-    """Also where the window slides: the prompt is about to fill it."""
+    """Also where the window slides: the prompt is about to fill it. Its ends of lines are the
+    tokens that training has for them.
+    """
     settings = ("logger=none", f"runtime.cache={cache}", "trainer.max_steps=2")
     cfg = config("scale=smoke", "arch.positions=rotary", *settings)
     run(cfg, tmp_path / "run")
     block, device = cfg.data.sequence_length, torch.device("cpu")
     tokenizer, model = trained(cfg, tmp_path / "run", device)
-    prompt = "The statement " * (block // 2 - 2)
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids[: block - 6]
-    prompt = tokenizer.decode(ids)
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    lines = "The statement[SEP]" * (block // 3)
+    ids = tokenizer.encode(lines, add_special_tokens=False).ids[: block - 6]
+    prompt = detokenize(tokenizer, ids)
+    assert "\n" in prompt and "[SEP]" not in prompt
     text = generate(cfg, tmp_path / "run", prompt, 12, 0, 1, 0, device)
     assert len(ids) < block < len(ids) + 12
     for _ in range(12):

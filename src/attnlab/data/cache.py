@@ -45,6 +45,9 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], N
         try:
             _publish(folder, key, build)
         except OSError as error:
+            read = error.filename and Path(os.fsdecode(error.filename)).absolute()
+            if read and not read.is_relative_to(root.absolute()):
+                raise BadInput(f"{read}: {error.strerror}") from None  # of the data itself
             raise BadInput(f"runtime.cache={root}: cannot be written: {error}") from None
     return folder
 

@@ -171,6 +171,8 @@ def _loader(dataset, batches, workers: int, pin: bool) -> DataLoader:
         batch_sampler=batches,
         collate_fn=_whole,  # __getitems__ returns whole batches
         num_workers=workers,
+        # a fork shares what is mapped into memory; Python 3.14 would send every worker a copy
+        multiprocessing_context="fork" if workers else None,
         pin_memory=pin,
         timeout=HANGS if workers else 0,
         worker_init_fn=_start_worker,

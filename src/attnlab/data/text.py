@@ -25,7 +25,7 @@ from attnlab.data.cache import array, cached, fingerprint, growing_array
 from attnlab.data.embedded import TEXT, embedded
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.splits import HOLD_OUT, STRETCHES, cut
-from attnlab.data.tokenizer import choose_tokenizer, vocabulary
+from attnlab.data.tokenizer import choose_tokenizer, marked, vocabulary
 from attnlab.errors import BadInput
 
 # What is in memory at a time, however large the text is: rows that are read, characters that are
@@ -197,9 +197,6 @@ def split_rows(source, data: Text) -> dict:
 
 def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
     """Write token ids and word counts of every split, and the tokenizer, into a folder."""
-    known = (
-        tokenizer.token_to_id("[SEP]") is not None and tokenizer.token_to_id("[UNK]") is not None
-    )
     vocab = vocabulary(tokenizer)
     dtype = np.uint16 if vocab <= 2**16 else np.int32
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
@@ -215,8 +212,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
                     bar.update(len(chunk))
                     count += sum(len(text.split()) for text in chunk)
                     ends += sum(text.count("\n") for text in chunk)
-                    if known:
-                        chunk = [t.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for t in chunk]
+                    chunk = marked(tokenizer, chunk)
                     for encoded in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
                         append(np.array(encoded.ids, dtype=dtype))
             words.append(count + ends)

@@ -1,7 +1,5 @@
 """Tokenizers: from the hub, from a file, or a WordPiece trained on the training split."""
 
-import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,10 +18,8 @@ def choose_tokenizer(data: Text, splits: Callable[[], dict]) -> tuple[str, Calla
     """
     name = data.tokenizer
     if name == "train":
-        code = digest(inspect.getsource(sys.modules[__name__]).encode())[:16]
-        key = f"train {data.vocab_size} {data.alphabet_size} {code}"
         sizes = data.vocab_size, data.alphabet_size
-        return key, lambda: _train_wordpiece(splits()["train"], *sizes)
+        return f"train {sizes}", lambda: _train_wordpiece(splits()["train"], *sizes)
     path = Path(name).expanduser()
     path = path / "tokenizer.json" if path.is_dir() else path
     if path.is_file():
@@ -57,6 +53,15 @@ def load_tokenizer(file: Path, name: str):
 def vocabulary(tokenizer) -> int:
     """How many embeddings its ids need: the largest is one less. Ids may have gaps."""
     return 1 + max(tokenizer.get_vocab().values())
+
+
+def marked(tokenizer, texts: list[str]) -> list[str]:
+    """Texts as a language model is trained on them: the end of a line is [SEP] and `<unk>` is
+    [UNK], as in the released code, where the tokenizer has both.
+    """
+    if None in map(tokenizer.token_to_id, ("[SEP]", "[UNK]")):
+        return texts
+    return [text.replace("<unk>", "[UNK]").replace("\n", "[SEP]") for text in texts]
 
 
 def prepared(tokenizer):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attnlab.config.schema import Config
 from attnlab.data.loader import build_data
 from attnlab.data.pairs import Pairs
+from attnlab.data.tokenizer import marked
 from attnlab.data.translation import BOS, EOS, detokenize
 from attnlab.errors import BadInput
 from attnlab.inspection.trained import trained
@@ -150,7 +151,8 @@ def _layers(said: str, path: Path, cfg: Config) -> list[int]:
 def _text_view(path: Path, cfg: Config, text: str, layers: list[int]) -> View:
     device = choose_device(cfg.runtime, cfg.trainer.precision)
     tokenizer, model = trained(cfg, path, device)
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    (read,) = marked(tokenizer, [text])
+    ids = tokenizer.encode(read, add_special_tokens=False).ids
     most = cfg.data.sequence_length
     if not 1 <= len(ids) <= most:
         raise BadInput(

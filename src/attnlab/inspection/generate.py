@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlab.config.schema import Config
+from attnlab.data.tokenizer import marked
 from attnlab.errors import BadInput
 from attnlab.inspection.trained import trained
 from attnlab.models.transformer import Transformer
@@ -40,7 +41,8 @@ def generate(
         if not value >= least:
             raise BadInput(f"{name}={value}: must be at least {least}")
     tokenizer, model = trained(cfg, folder, device)
-    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    (read,) = marked(tokenizer, [prompt])
+    ids = tokenizer.encode(read, add_special_tokens=False).ids
     if not ids:
         raise BadInput(f"prompt={prompt!r}: must hold at least one token")
     block = cfg.data.sequence_length

@@ -86,12 +86,13 @@ class Progress:
         self._done.add(job.path)
 
     def __str__(self) -> str:
-        said = f"{len(self._done)} of {self.jobs} done, {len(self._began)} running"
+        started = list(self._began.values())  # at once: other threads start and end jobs
+        said = f"{len(self._done)} of {self.jobs} done, {len(started)} running"
         left = self.jobs - len(self._done)
         if not left or not self._took:
             return said
         mean, now = fmean(self._took), time.monotonic()
-        running = [max(0.0, mean - (now - began)) for began in self._began.values()]
+        running = [max(0.0, mean - (now - began)) for began in started]
         waiting = mean * (left - len(running))
         return f"{said}, about {_span((sum(running) + waiting) / min(self.at_once, left))} left"
 

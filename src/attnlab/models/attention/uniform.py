@@ -38,8 +38,8 @@ class UniformAttention(SoftmaxAttention):
         else:
             out = self._mean(q, k, v, causal)
         # Weights that make queries only, as in cross-attention, get a gradient, of 0: several
-        # processes wait for one of every parameter.
-        return out + 0 * q[..., :1, :1]
+        # processes wait for one of every parameter. The sum of no queries is 0, whatever they are.
+        return out + q[..., :0, :].sum().to(out.dtype)
 
     def _mean(self, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         n, m = q.shape[-2], k.shape[-2]
