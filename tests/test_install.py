@@ -15,6 +15,7 @@ from conftest import ROOT
 
 import attnlab
 from attnlab import commands
+from attnlab.errors import BadInput
 from attnlab.report.collect import collect
 from attnlab.report.frame import ALWAYS, frame
 
@@ -110,6 +111,8 @@ def test_a_wheel_holds_what_is_read_at_run_time(installed):
     assert (installed / "attnlab/configs/train.yaml").is_file()
     assert list(installed.glob("attnlab/kernels/cpp/*.cpp"))
     assert (installed / "attnlab/report/page.html").is_file()
+    assert (installed / "attnlab/py.typed").is_file()
+    assert set(attnlab.__all__) <= set(dir(attnlab)) and attnlab.BadInput is BadInput
     ignored = subprocess.run(  # hatchling leaves out what git ignores
         ["git", "-C", str(ROOT), "ls-files", "-oi", "--exclude-standard", "src", "configs"],
         capture_output=True, text=True,

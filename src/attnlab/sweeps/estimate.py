@@ -20,6 +20,7 @@ from attnlab.runs.files import Ledger
 from attnlab.runtime.device import choose_device
 from attnlab.sweeps.jobs import Job
 from attnlab.sweeps.prepare import key, prepare
+from attnlab.sweeps.python import python
 from attnlab.training.meter import peak_memory_mib, reset_peak_memory
 from attnlab.training.trainer import total_steps
 
@@ -51,7 +52,7 @@ def kind(cfg: Config) -> str:
 
 def calibrate(cfg: Config) -> Cost | str:
     """Measure one kind of run in a process of its own, or return one line on why that failed."""
-    command = [sys.executable, "-m", "attnlab.sweeps.estimate"]
+    command = python("attnlab.sweeps.estimate")
     done = subprocess.run(command, input=cfg.model_dump_json(), capture_output=True, text=True)
     if done.returncode == 0:
         return Cost(**json.loads(done.stdout))

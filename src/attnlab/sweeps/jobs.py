@@ -1,7 +1,6 @@
 """Jobs of a sweep: what is typed for each, what that means, what runs it and how it ended."""
 
 import signal
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import FolderInUse
 from attnlab.runs.folder import RunFolder
+from attnlab.sweeps.python import python
 
 FAILED = 1  # exit code of a sweep in which a job failed
 UNNAMED = ("experiment=", "hydra.", "launcher=")  # overrides that do not tell jobs apart
@@ -82,8 +82,8 @@ def with_baselines(jobs: list[Job]) -> list[Job]:
 
 
 def command(job: Job) -> list[str]:
-    """What runs the job in a process of its own. -P: no module of the working directory."""
-    return [sys.executable, "-P", "-m", "attnlab", "train", *job.overrides, "hydra.mode=RUN"]
+    """What runs the job in a process of its own."""
+    return [*python("attnlab"), "train", *job.overrides, "hydra.mode=RUN"]
 
 
 def ending(code: int, reason: str, job: Job, before: tuple[int, str] | None) -> str:

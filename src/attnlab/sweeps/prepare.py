@@ -14,6 +14,7 @@ from attnlab.config.schema import Config
 from attnlab.errors import BadInput
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
+from attnlab.sweeps.python import python
 
 
 def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
@@ -26,7 +27,7 @@ def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
     if not distinct:
         return {}
     lines = "".join(cfg.model_dump_json() + "\n" for cfg in distinct.values())
-    command = [sys.executable, "-m", "attnlab.sweeps.prepare"]
+    command = python("attnlab.sweeps.prepare")
     done = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise BadInput(f"preparing the data ended with exit code {done.returncode}")
