@@ -45,7 +45,7 @@ def bare(cfg) -> float:
     from torch import nn
 
     from attnlab.data.loader import build_data, train_loader
-    from attnlab.run import build
+    from attnlab.training.model import build
     from attnlab.training.optim import build_optimizer
     from attnlab.training.update import training_loss
 

@@ -91,60 +91,27 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
 
 
 def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFolder) -> dict:
-    """Train, then test the best checkpoint once; returns the content of result.json."""
-    with distributed.main_process_first():
-        state = checkpoint.load_newest(folder.checkpoints)
-    if state:  # before anything in the folder is touched
-        same_data(state["data"], data, folder.path)
-        same_processes(state, folder.path)
-        take_best(state, folder)
-        folder.write_config()
-    if folder.writes:
-        (folder.path / "failed.txt").unlink(missing_ok=True)
+    """Train, then test the best checkpoint once; returns the content of result.json, which is
+    written however it ends.
+    """
+    state = to_continue(data, folder)
     env = environment(device, cfg.runtime)
     env = with_history(env, folder.path) if state else env
-    threads = f", {env['threads']} threads" * (device.type == "cpu")
-    reason = chosen_because(cfg.runtime, device)
-    log.info("device: %s (%s%s), as %s", device, env["device_name"], threads, reason)
-    log.info("precision: %s", cfg.trainer.precision)
+    announce(cfg, device, env["device_name"], env["threads"])
     tracker = Tracker(cfg, folder.path, env)
     for name, place in tracker.places.items():
         log.info("%s: %s", name, place)
     result: dict[str, Any] = {"status": "failed", **identity(cfg)}
-    params = 0
+    model = None
     try:
         folder.write_json("env.json", env)
-        if tokenizer := getattr(data, "tokenizer_file", None):
-            folder.write("tokenizer.json", tokenizer.read_bytes())
+        if data.tokenizer_file:
+            folder.write("tokenizer.json", data.tokenizer_file.read_bytes())
         model = build(cfg, data)
-        params = parameter_counts(model)["params"]
         model.to(device)
-        summary = fit(cfg, data, model, folder, tracker, state)
-        distributed.barrier()  # for best.pt
-        began = time.perf_counter()
-        texts: dict[str, str] = {}
-        tested = test(cfg, data, model, folder.path, texts)
-        for name, text in texts.items():
-            folder.write(name, text)
-        row = {"step": summary["steps"], **tested}
-        metrics = folder.ledger("metrics.jsonl")
-        # a kill between this row and result.json leaves the row; as text, NaN equals itself
-        if json.dumps(metrics.rows()[-1]) != json.dumps(row):
-            metrics.append(row, sync=True)
-        tracker.log(row)
-        summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
-        finished = result | {
-            "status": "finished",
-            "data_fingerprint": data.fingerprint,
-            "test_samples": len(data.evaluation("test")),
-            **parameter_counts(model),
-            **tested,
-            **summary,
-            **arithmetic(cfg, data, summary["step_ms_median"], env["device_name"]),
-        }
-        if texts:
-            finished["samples"] = samples(texts)
-            finished["test_samples"] = texts["test.source.txt"].count("\n")  # not groups of them
+        found = trained_and_tested(cfg, data, model, folder, tracker, state)
+        speed = arithmetic(cfg, data, found["step_ms_median"], env["device_name"])
+        finished = result | {"status": "finished", **found, **speed}
         folder.write_json("result.json", finished)
         return finished
     except (Interrupted, KeyboardInterrupt) as stopped:
@@ -153,6 +120,7 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         raise
     except Exception as error:
         ignore_children()
+        params = parameter_counts(model)["params"] if model else 0
         explained = explain(error, cfg, device, folder, params)
         PROGRESS.info("%s: %s", type(explained).__name__, explained)
         with contextlib.suppress(OSError, FolderInUse):  # the disk may be full
@@ -168,6 +136,64 @@ def train_and_test(cfg: Config, data: Data, device: torch.device, folder: RunFol
         tracker.finish(folder.result or result)
 
 
+def to_continue(data: Data, folder: RunFolder) -> dict[str, Any] | None:
+    """The newest checkpoint, if there is one. Errors: `BadInput`, before anything in the folder is
+    touched, if it was made with other data or by another number of processes.
+    """
+    with distributed.main_process_first():
+        state = checkpoint.load_newest(folder.checkpoints)
+    if state:
+        same_data(state["data"], data, folder.path)
+        same_processes(state, folder.path)
+        take_best(state, folder)
+        folder.write_config()
+    if folder.writes:
+        (folder.path / "failed.txt").unlink(missing_ok=True)
+    return state
+
+
+def announce(cfg: Config, device: torch.device, name: str, threads: int) -> None:
+    """Log where and how precisely the run computes."""
+    computes = f"{name}, {threads} threads" if device.type == "cpu" else name
+    log.info("device: %s (%s), as %s", device, computes, chosen_because(cfg.runtime, device))
+    log.info("precision: %s", cfg.trainer.precision)
+
+
+def trained_and_tested(
+    cfg: Config,
+    data: Data,
+    model: torch.nn.Module,
+    folder: RunFolder,
+    tracker: Tracker,
+    state: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """What result.json says of a finished run."""
+    summary = fit(cfg, data, model, folder, tracker, state)
+    distributed.barrier()  # for best.pt
+    began = time.perf_counter()
+    tested, texts = test(cfg, data, model, folder.path)
+    for name, text in texts.items():
+        folder.write(name, text)
+    row = {"step": summary["steps"], **tested}
+    metrics = folder.ledger("metrics.jsonl")
+    # a kill between this row and result.json leaves the row; as text, NaN equals itself
+    if json.dumps(metrics.rows()[-1]) != json.dumps(row):
+        metrics.append(row, sync=True)
+    tracker.log(row)
+    summary["wall_s"] = round(summary["wall_s"] + time.perf_counter() - began, 1)
+    found = {
+        "data_fingerprint": data.fingerprint,
+        "test_samples": len(data.evaluation("test")),
+        **parameter_counts(model),
+        **tested,
+        **summary,
+    }
+    if texts:
+        found["samples"] = samples(texts)
+        found["test_samples"] = texts["test.source.txt"].count("\n")  # not groups of them
+    return found
+
+
 def identity(cfg: Config) -> dict[str, Any]:
     """The keys that identify the run of a result."""
     return {
@@ -181,26 +207,21 @@ def identity(cfg: Config) -> dict[str, Any]:
 
 
 def test(
-    cfg: Config,
-    data: Data,
-    model: torch.nn.Module,
-    path: Path,
-    texts: dict[str, str] | None = None,
-) -> dict[str, float | str]:
-    """Test metrics of the run's best checkpoint, and those of a trivial predictor. texts: gets the
-    files of a translation (see `translated`).
+    cfg: Config, data: Data, model: torch.nn.Module, path: Path
+) -> tuple[dict[str, float | str], dict[str, str]]:
+    """Test metrics of the run's best checkpoint, with those of a trivial predictor; and the files
+    of a translation (see `translated`), by name.
     """
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
     same_data(best["data"], data, path)
     checkpoint.fill(model, best, path)
-    batch = distributed.micro_batch(cfg.trainer)
+    # as many at a time as in training: one process may have less memory than all of them
+    batch = distributed.micro_batch(cfg.trainer, best.get("processes"))
     autocast = precision(cfg.trainer, device)
-    metrics = evaluate(model, data, "test", batch, autocast)
+    metrics: dict[str, float | str] = {**evaluate(model, data, "test", batch, autocast)}
     metrics |= {f"test/{key}": value for key, value in data.baselines("test").items()}
-    if isinstance(data, TranslationData):
-        measured, files = translated(model, data, autocast)
-        metrics |= measured
-        if texts is not None:
-            texts.update(files)
-    return metrics
+    if not isinstance(data, TranslationData):
+        return metrics, {}
+    measured, files = translated(model, data, autocast)
+    return metrics | measured, files

@@ -11,13 +11,14 @@ def main(run: RunArgument, device: str = "same") -> None:
     from attnlab import run as program
     from attnlab.data.loader import build_data
     from attnlab.runtime.device import choose_device
+    from attnlab.training.model import build
     from attnlab.training.resume import other_source
 
     cfg = run.config(device)
     model_device = choose_device(cfg.runtime, cfg.trainer.precision)
     data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
-    model = program.build(cfg, data).to(model_device)
-    metrics = program.test(cfg, data, model, run.path)
+    model = build(cfg, data).to(model_device)
+    metrics, _ = program.test(cfg, data, model, run.path)
     stored = read_json(run.path / "result.json")
     for key, value in metrics.items():
         then = stored.get(key, "not recorded")

@@ -43,6 +43,8 @@ class ImageData:
     seed: int
 
     sample_tokens = 0  # speed is counted in images
+    even_samples = True
+    tokenizer_file = None
 
     def shape(self, arch: ViT) -> dict[str, int]:
         """Values per patch, classes, and patches with the class token."""

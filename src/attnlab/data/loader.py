@@ -28,12 +28,15 @@ class Data(Protocol):
     """What training and evaluation ask of a data set.
 
     fingerprint: of its content. sample_tokens: tokens in a training sample, 0 where speed is
-    counted in samples. What `train` and `evaluation` return has __getitems__ of (epoch, index)
-    keys, which alone decide the samples; a batch is inputs, targets and what `sums` needs besides.
+    counted in samples; even_samples: whether all samples have equally many. tokenizer_file: of
+    text, else None. What `train` and `evaluation` return has __getitems__ of (epoch, index) keys,
+    which alone decide the samples; a batch is inputs, targets and what `sums` needs besides.
     """
 
     fingerprint: str
     sample_tokens: int
+    even_samples: bool
+    tokenizer_file: Path | None
 
     def shape(self, arch: Body) -> dict[str, int]:
         """Of a model for it: inputs, outputs, tokens (see `Transformer`)."""

@@ -24,6 +24,9 @@ class SymbolData:
     options: Symbols
     seed: int
 
+    even_samples = True
+    tokenizer_file = None
+
     @property
     def fingerprint(self) -> str:
         """Of what the sequences are made from."""

@@ -49,6 +49,8 @@ class TextData:
     block: int
     stride: int
 
+    even_samples = True
+
     def train(self) -> "Blocks":
         """Consecutive blocks of block + 1 tokens, none shared, as in the released code."""
         count = len(self.tokens["train"]) // (self.block + 1)

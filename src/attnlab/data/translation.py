@@ -66,6 +66,8 @@ class TranslationData:
     options: Translation
     seed: int
 
+    even_samples = False
+
     def train(self) -> "Groups":
         """The training pairs, grouped anew in every epoch."""
         return self._train

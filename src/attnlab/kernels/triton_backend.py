@@ -46,7 +46,7 @@ def tiles(kernel: str, case: Case) -> dict:
 
 
 def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> str | None:
-    """Why these kernels cannot serve, in one line, or None. Shapes as in the module's text."""
+    """Why these kernels cannot serve, in one line, or None. Shapes: see `ops`."""
     if triton is None:
         return "triton is not installed"
     if torch.version.hip:  # where torch calls the device "cuda" too

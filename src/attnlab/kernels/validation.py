@@ -41,7 +41,7 @@ SHARED = {0: "batch size", 1: "number of heads"}
 def check_inputs(
     q: Tensor, k: Tensor, v: Tensor, score_network: Scorer, project: Projections, causal: bool
 ) -> None:
-    """The arguments of `attnlab.kernels.neural_attention`.
+    """The arguments of `attnlab.neural_attention`.
 
     q, k and v have the same heads, none is broadcast; score_network and project may have one set
     of parameters for all heads. v may have a dtype of its own, as under autocast.

@@ -24,7 +24,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class Ledger:
-    """A file of JSON rows, each with its step: metrics.jsonl, timing.jsonl."""
+    """A file of JSON rows. Those of a run, metrics.jsonl and timing.jsonl, each have a step."""
 
     def __init__(self, path: Path, may_write: Callable[[], bool] = lambda: True):
         self.path, self.may_write = path, may_write
@@ -44,6 +44,12 @@ class Ledger:
                     said = "is damaged; mend it, or move the run folder away"
                     raise BadInput(f"{self.path}, line {number}: {said}") from None
         return rows
+
+    def mend(self) -> None:
+        """Remove a last line that a kill has cut, so that the next row stands on its own."""
+        if self.path.is_file() and not self.path.read_bytes().endswith(b"\n"):
+            whole = self.path.read_text().splitlines(keepends=True)[:-1]
+            write_atomic(self.path, "".join(whole))
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`: the resumed run writes them again."""

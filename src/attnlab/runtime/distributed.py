@@ -62,9 +62,9 @@ def quiet_unless_main(cfg: Config) -> Config:
     return cfg.model_copy(update={"logger": logger, "runtime": runtime})
 
 
-def micro_batch(options: Trainer) -> int:
-    """Number of samples that a process computes at a time."""
-    return options.micro_batch_size or max(1, options.batch_size // world_size())
+def micro_batch(options: Trainer, processes: int | None = None) -> int:
+    """Number of samples that each of the processes computes at a time. None: those of now."""
+    return options.micro_batch_size or max(1, options.batch_size // (processes or world_size()))
 
 
 def check_micro_batches(options: Trainer) -> None:

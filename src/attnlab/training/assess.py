@@ -47,7 +47,7 @@ class Assessment:
 
     def at_start(self) -> dict[str, float]:
         """Health before the first step, with a warning for every layer that starts dead or
-        saturated; empty if the attention weights of all layers are fixed.
+        saturated.
         """
         health = dead_scorers(self.model, self.sample[0]) | self.details()
         warn_if_dead(health, 0)

@@ -68,7 +68,8 @@ def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:
 
 def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
     """Write best.pt, which is read back before it gets that name."""
-    folder.write("checkpoints/best.pt", dump(state), check=load)
+    if folder.may_write():
+        folder.write("checkpoints/best.pt", dump(state), check=load)
 
 
 def newest_first(folder: Path) -> list[Path]:

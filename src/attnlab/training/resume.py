@@ -51,7 +51,8 @@ def take_best(state: dict[str, Any], folder: RunFolder) -> None:
     except BadInput as error:
         raise BadInput(f"{error}; move the run folder away to start from step 0") from None
     if best["step"] > state["step"]:
-        state["best"] = {k: v for k, v in best.items() if k not in ("model", "data")}
+        about = ("model", "data", "processes")
+        state["best"] = {k: v for k, v in best.items() if k not in about}
 
 
 _ROUNDING = "no longer the same to the last bit"

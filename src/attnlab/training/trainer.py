@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Data, train_loader
-from attnlab.data.translation import TranslationData
 from attnlab.errors import BadInput, Interrupted, NonFinite
 from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
@@ -106,8 +105,8 @@ def fit(
     for ledger in (metrics, timing):
         ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
     tracker.replay(metrics.rows() + timing.rows())
-    even = not isinstance(data, TranslationData)  # whose samples are groups of sentences
-    meter = Meter(device, batch_size, batch_size * data.sample_tokens, timing.rows(), even)
+    tokens = batch_size * data.sample_tokens
+    meter = Meter(device, batch_size, tokens, timing.rows(), data.even_samples)
     compiled = torch.compile(model) if cfg.runtime.compile else model
     update = Update(distributed.wrap_ddp(compiled), optimizer, scaler, options, cfg.seed)
     assessment = Assessment(model, compiled, data, options, micro_size, update.autocast, meter)
@@ -116,10 +115,11 @@ def fit(
         ledger.append(row, sync)
         tracker.log(row)
 
+    made_by = {"data": data.fingerprint, "processes": distributed.world_size()}
+
     def save() -> None:
         parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
-        state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"data": data.fingerprint, "processes": distributed.world_size()}
+        state = {name: part.state_dict() for name, part in parts.items()} | made_by
         began = time.perf_counter()
         size = checkpoint.save(folder, state | vars(progress), keep=cfg.runtime.keep_checkpoints)
         meter.saved(size, time.perf_counter() - began)
@@ -167,8 +167,8 @@ def fit(
                 found = assessment.evaluate(progress.step)
                 if assessment.selection.better(found, progress.best):
                     progress.best = {**found, "step": progress.step}
-                    weights = {"model": model.state_dict(), "data": data.fingerprint}
-                    checkpoint.save_best(folder, weights | progress.best)
+                    weights = {"model": model.state_dict()}
+                    checkpoint.save_best(folder, weights | made_by | progress.best)
                 row |= found
                 log.info("step %d of %d: %s", progress.step, total, _brief(row))
                 row |= assessment.details()

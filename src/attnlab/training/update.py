@@ -45,7 +45,8 @@ class Update:
     def __call__(self, step: int, lr: float, batches: Prefetch) -> tuple[float, float, bool]:
         """Take this process's micro-batches of a step from `batches` and update the weights. The
         host waits for the device once, before the optimizer, and fetches the next step's batches
-        while the device computes.
+        while the device computes. One of several processes also waits for how many targets the
+        others have.
 
         Returns the loss, the norm of its gradient before clipping, and whether both are finite:
         otherwise nothing was updated. In fp16 the norm may overflow, which counts as finite,

@@ -73,7 +73,7 @@ def card() -> tuple[str, int]:
 def run_stage(name: str, plan: Plan) -> tuple[str, bool]:
     """One line on a stage, and whether all its rows are there and none has failed."""
     began, limits = time.monotonic(), STAGES[name]
-    mend(ledger_file(name, plan))
+    Ledger(ledger_file(name, plan)).mend()
     of = 1 if plan.smoke else min(limits.processes, (os.cpu_count() or 2) // 2)
     workers = [CONTEXT.Process(target=work, args=(name, plan, i, of)) for i in range(of)]
     ended = "finished"
@@ -131,13 +131,6 @@ def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
             row = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
         row |= {"took_s": round(time.monotonic() - began, 2)}
         ledger.append({"row": key, "code": code, **row}, sync=True)
-
-
-def mend(file: Path) -> None:
-    """Remove a last line that a kill has cut, so that the next row stands on a line of its own."""
-    if file.is_file() and not file.read_bytes().endswith(b"\n"):
-        whole = file.read_text().splitlines(keepends=True)[:-1]
-        write_atomic(file, "".join(whole))
 
 
 def ledger_file(name: str, plan: Plan) -> Path:
