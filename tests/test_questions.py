@@ -402,6 +402,12 @@ def test_a_tuning_seed_is_never_one_of_the_sweeps():
         tune(jobs, Tuning(seeds=[100, 101], factors=[0.5, 1]), run=lambda jobs: 0)
 
 
+def test_rates_are_not_swept_and_tuned_at_once():
+    jobs = compose_jobs([["scale=smoke", f"trainer.lr={rate}"] for rate in (0.1, 0.2)])
+    with pytest.raises(BadInput, match=r"^trainer.lr=0.1, trainer.lr=0.2: tune=lr chooses among"):
+        tune(jobs, Tuning(seeds=[100], factors=[0.5, 1]), run=lambda jobs: 0)
+
+
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

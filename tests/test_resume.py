@@ -245,6 +245,34 @@ def test_another_configuration_in_the_folder_is_refused_key_by_key(finished, cac
         run(other, folder)
 
 
+LOST = {  # what was in a folder and is no longer, or is damaged -> what is said
+    "config.yaml": (None, "has checkpoints and no config.yaml, so nobody knows of what"),
+    "metrics.jsonl": (None, "metrics.jsonl: rows up to step 4 are lost"),
+    "timing.jsonl": (b'{"step": 1}\n{}\n', "timing.jsonl: has a row without its step"),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_a_resume_needs_and_has_lost_is_one_line(finished, name):
+    cfg, folder = finished
+    content, message = LOST[name]
+    (folder / "result.json").unlink()
+    (folder / name).unlink()
+    if content:
+        (folder / name).write_bytes(content)
+    with pytest.raises(BadInput, match=message) as refused:
+        run(cfg, folder)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["[1]", "x", '{"before": "x"}', '{"before": [1]}'])
+def test_a_damaged_env_is_as_good_as_none(finished, content):
+    cfg, folder = finished
+    (folder / "result.json").unlink()
+    (folder / "env.json").write_text(content)
+    assert run(cfg, folder)["status"] == "finished"
+
+
 def test_second_writer_is_refused(finished):
     cfg, folder = finished
     with RunFolder(folder, cfg), pytest.raises(FolderInUse, match=f"process {os.getpid()} on"):

@@ -510,6 +510,24 @@ def test_rows_that_are_no_pairs_are_refused(train, validation, message, small, t
         build_data(cfg.data, 0, tmp_path / "cache")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("foo", "row 0: must hold a text for each language; it is 'foo'"),
+        ({"de": 1, "en": 2}, "row 0: must hold text; it has 2"),
+    ],
+)
+def test_sentences_that_are_no_text_are_refused(small, tmp_path, row, message):
+    folder = tmp_path / "odd"
+    write_rows(
+        folder,
+        "de-en",
+        {split: {"translation": [row] * 9} for split in ("train", "validation", "test")},
+    )
+    with pytest.raises(BadInput, match=message):
+        build_data(config(*small, f"data.path={folder}").data, 0, tmp_path / "cache")
+
+
 def test_a_language_that_is_not_there_is_refused(small, tmp_path):
     with pytest.raises(BadInput, match="split train, row 0 has no language fr; it has de, en"):
         build_data(config(*small, "data.source=fr").data, 0, tmp_path / "cache")

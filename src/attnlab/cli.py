@@ -52,6 +52,8 @@ def guard(main: Callable[[], None]) -> None:
                 raise BadInput(f"{flag}: there is one configuration; choose by group=option")
         if args.cfg and (args.multirun or is_sweep(args.overrides)):
             raise BadInput("--cfg: shows one run; leave out -m and values with commas")
+        if args.cfg == "job" and not args.resolve:
+            sys.argv.append("--resolve")  # values, not what they refer to
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check_overrides(args.overrides, sweep=args.multirun)
             new = _folders_to_come(args.overrides)
@@ -107,6 +109,9 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
             raise BadInput(f"{p.input_line}: must be one; attnlab reproduce takes several")
         if p.key_or_group == "hydra.job.chdir":
             raise BadInput("hydra.job.chdir: a run stays in the folder where it was started")
+        if p.key_or_group in ("hydra.output_subdir", "hydra.sweep.dir", "hydra.sweep.subdir"):
+            rule = "runtime.output_root=<folder> says where runs lie, each with its config.yaml"
+            raise BadInput(f"{p.key_or_group}: {rule}")
     single = [p.input_line for p in parsed if not p.is_sweep_override()]
     try:
         hydra = compose_config(single, hydra=True).hydra

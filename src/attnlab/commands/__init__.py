@@ -5,6 +5,7 @@ A command is a module with a function `main`: its parameters are the command's k
 """
 
 import ast
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -41,11 +42,14 @@ def start(name: str, words: list[str] | None = None) -> None:
             raise BadInput(f"{name}: unknown command{near}; allowed: {', '.join(COMMANDS)}")
     if words is not None:
         sys.argv = [f"attnlab {name}", *words]
-    main = import_module(f"{__name__}.{name}").main
-    if name == "train":  # Hydra reads its words, and has its own help
-        main()
-    else:
-        main_with(main)
+    try:
+        main = import_module(f"{__name__}.{name}").main
+        if name == "train":  # Hydra reads its words, and has its own help
+            main()
+        else:
+            main_with(main)
+    except KeyboardInterrupt:  # while something is imported, or Hydra composes
+        sys.exit(128 + signal.SIGINT)
 
 
 def _help() -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config.messages import validate
 from attnlab.config.schema import Config, added_keys
@@ -23,7 +24,7 @@ def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
     return _compose(tuple(overrides), hydra)
 
 
-@functools.lru_cache(maxsize=1)  # takes 0.1 s; callers repeat themselves
+@functools.lru_cache(maxsize=64)  # takes 0.1 to 0.2 s, and 0.3 MB; a sweep asks twice for each job
 def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=hydra)
@@ -75,4 +76,8 @@ def load(folder: Path, name: str = "run") -> Config:
     for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)
-    return validate(plain(stored))
+    try:
+        return validate(plain(stored))
+    except (BadInput, OmegaConfBaseException) as error:
+        lines = (f"{name}={folder}: its config.yaml: {line}" for line in str(error).splitlines())
+        raise BadInput("\n".join(lines)) from None

@@ -25,6 +25,10 @@ TAGS = {
     *MECHANISMS,
 }  # how pydantic names a section's variants
 
+WORDING = {  # of pydantic's types of errors
+    "string_pattern_mismatch": "must be up to 64 letters, digits, _, - and ., the first no .",
+    "string_too_short": "must not be empty",
+}
 MEANT = {"gpu": "cuda"}  # what no similarity of letters finds
 SECTION = "a section in src/attnlab/config/mechanisms.py, named in WithSection"
 
@@ -85,6 +89,8 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
         return f"{key}.{kind}={error['ctx']['tag']}: ", f"must be '{allowed}'{near}"
     message = error["msg"].replace("Input should be ", "must be ").removeprefix("Value error, ")
     message = message.replace("a valid boolean", "true or false")
+    message = message.replace("List should have", "must have").partition(" after validation")[0]
+    message = WORDING.get(error["type"], message)
     allowed = error.get("ctx", {}).get("expected", "")
     if isinstance(error["input"], str) and "'" in allowed:
         message += nearest(MEANT.get(error["input"], error["input"]), allowed.split("'")[1::2])
@@ -114,8 +120,8 @@ def unknown_key(key: str) -> str:
     if key in known:
         group = key.split(".")[0]
         return (
-            f"{key}: unknown key for this choice of {group}; in a sweep over several {group}s, "
-            "sweep it in a command of its own for those that have it"
+            f"{key}: unknown key for this choice of {group}; where a sweep has several, it goes "
+            "into a command of its own for those that have it"
         )
     leaf = key.split(".")[-1]
     home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section

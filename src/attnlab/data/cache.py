@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from attnlab.errors import BadInput
 
 log = logging.getLogger(__name__)
 
+
+LONGEST = 24 * 3600  # seconds that preparing data may take
 
 # Notes on the content that no number depends on, such as the names of classes.
 NOTES = "notes.json"
@@ -55,6 +58,10 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], N
 def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
     """Write everything beside `folder`, then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".part-*"):  # by a run that was killed
+        with contextlib.suppress(OSError):  # another run removes it
+            if time.time() - left.stat().st_mtime > LONGEST:
+                shutil.rmtree(left, ignore_errors=True)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         build(made)

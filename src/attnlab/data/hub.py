@@ -5,6 +5,7 @@ lines, CSV, plain text (a row is a line of a .txt file), or a folder of images f
 import hashlib
 import json
 import logging
+import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ class Rows:
         self.data, self.columns, self.cache = data, columns, cache
         self.folder = Path(data.path).expanduser()
         looks_local = data.path.startswith((".", "/", "~")) or data.path.count("/") > 1
-        if looks_local and not self.folder.is_dir():
+        if (looks_local or self.folder.exists()) and not self.folder.is_dir():
             wrong = "is a file, not a folder" if self.folder.exists() else "no such folder"
             raise BadInput(f"{self.where}: {wrong}")
 
@@ -104,7 +105,12 @@ class Rows:
         return rows
 
     def _files(self) -> list[Path]:
-        return [file for file in sorted(self.folder.rglob("*")) if file.is_file()]
+        def refuse(error: OSError):
+            raise error  # a folder that cannot be read must not be left out in silence
+
+        walked = os.walk(self.folder, onerror=refuse)
+        files = (Path(folder, name) for folder, _, names in walked for name in names)
+        return sorted(file for file in files if file.is_file())
 
     def _check_all_used(self, splits: dict[str, list[str]]) -> None:
         """Errors: `BadInput` if `datasets` would leave out files like those that it reads: one
@@ -152,8 +158,9 @@ class Rows:
         if local or "BuilderConfig" in text:
             return f"cannot be read: {text}"
         return (
-            f"cannot be loaded from the hub ({type(error).__name__}: {text[:120]}); a local copy "
-            "of the same form is named by data.path=<folder>"
+            f"no folder of this name is here, and it cannot be loaded from the hub "
+            f"({type(error).__name__}: {text[:120]}); a local copy of the same form is named by "
+            "data.path=<folder>"
         )
 
 

@@ -250,18 +250,23 @@ def _lines(rows: Rows, split: str, data: Translation) -> tuple[list[str], list[s
     sides: tuple[list[str], list[str]] = ([], [])
     for number, row in enumerate(rows.splits[split]):
         row = row.get("translation", row) or {}
+        this = f"{rows.where}: split {split}, row {number}"
+        if not isinstance(row, dict):
+            raise BadInput(f"{this}: must hold a text for each language; it is {row!r:.60}")
         missing = sorted({data.source, data.target} - row.keys())
         if missing:
             raise BadInput(
-                f"{rows.where}: split {split}, row {number} has no language {missing[0]}; "
-                f"it has {', '.join(sorted(row)) or 'none'}"
+                f"{this} has no language {missing[0]}; it has {', '.join(sorted(row)) or 'none'}"
             )
-        pair = [" ".join((row[language] or "").split()) for language in (data.source, data.target)]
+        texts = [row[language] or "" for language in (data.source, data.target)]
+        if odd := [text for text in texts if not isinstance(text, str)]:
+            raise BadInput(f"{this}: must hold text; it has {odd[0]!r:.60}")
+        pair = [" ".join(text.split()) for text in texts]
         if all(pair):
             for side, text in zip(sides, pair, strict=True):
                 side.append(text)
         elif split != "train":
-            raise BadInput(f"{rows.where}: split {split}, row {number} has an empty sentence")
+            raise BadInput(f"{this} has an empty sentence")
     if not sides[0]:
         raise BadInput(f"{rows.where}: split {split} has no sentence pair that is not empty")
     return sides

@@ -7,6 +7,7 @@ from typing import Any
 from attnlab import __version__
 from attnlab.config.schema import Config
 from attnlab.data.embedded import PREFIX
+from attnlab.errors import BadInput
 from attnlab.report.collect import Run, read
 from attnlab.report.compare import Arm, Comparison, comparisons
 from attnlab.report.statistics import summarize
@@ -127,6 +128,8 @@ def _place(run: Path) -> tuple[Arm, Comparison]:
     of the runs beside it, and of those of other models beside its folder.
     """
     own = read(run)
+    if own.status == "unreadable":
+        raise BadInput(f"run={run}: {own.cause}")
     beside = {*run.absolute().parent.glob("*/config.yaml")}
     beside |= {*run.absolute().parent.parent.glob("*/*/config.yaml")}
     others = [read(file.parent) for file in sorted(beside) if file.parent != run.absolute()]

@@ -16,6 +16,7 @@ from attnlab.errors import BadInput
 from attnlab.export import bundle
 from attnlab.export.card import card, hub_id
 from attnlab.export.load import build
+from attnlab.runs.files import read_json
 from attnlab.training import checkpoint
 
 # What transformers calls the model, by arch.body: the Auto class and our own.
@@ -84,11 +85,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _result(run: Path) -> dict[str, Any]:
-    file = run / "result.json"
-    try:
-        result = json.loads(file.read_text())
-    except (OSError, ValueError):
-        result = {}
+    result = read_json(run / "result.json")
     if result.get("status") != "finished":
         raise BadInput(f"run={run}: is not finished; the command that started it continues it")
     return result

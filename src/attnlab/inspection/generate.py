@@ -40,6 +40,8 @@ def generate(
     ):
         if not value >= least:
             raise BadInput(f"{name}={value}: must be at least {least}")
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"seed={seed}: must be at least 0 and less than 2^32")
     tokenizer, model = trained(cfg, folder, device)
     (read,) = marked(tokenizer, [prompt])
     ids = tokenizer.encode(read, add_special_tokens=False).ids
@@ -80,10 +82,10 @@ def continued(
 
 def sample(logits: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
     """One token id from logits (V,)."""
-    if temperature == 0:
+    if temperature < torch.finfo(logits.dtype).tiny:
         return int(logits.argmax())
     best = logits.topk(min(top_k, len(logits)))
-    weights = torch.softmax(best.values / temperature, dim=-1)
+    weights = torch.softmax((best.values - best.values[0]) / temperature, dim=-1)
     return int(best.indices[torch.multinomial(weights, 1, generator=generator)])
 
 

@@ -25,15 +25,16 @@ def translations(
     """A translation of each text by the best checkpoint of the run in `folder`; its beam search is
     the run's own where nothing else is given.
 
-    Errors: `BadInput` for a run of another kind, a text that is empty or too long, a width below
-    1, a penalty below 0, and for a checkpoint or tokenizer that is missing or damaged.
+    Errors: `BadInput` for a run of another kind, a text that is empty or too long, a width or
+    penalty that the configuration would not take, and for a checkpoint or tokenizer that is
+    missing or damaged.
     """
     if cfg.data.kind != "translation":
         raise BadInput(f"run={folder}: does not translate (data={cfg.data.name})")
-    if beam_width is not None and beam_width < 1:
-        raise BadInput(f"beam_width={beam_width}: must be at least 1")
-    if length_penalty is not None and not length_penalty >= 0:
-        raise BadInput(f"length_penalty={length_penalty}: must be at least 0")
+    if beam_width is not None and not 1 <= beam_width <= 1024:
+        raise BadInput(f"beam_width={beam_width}: must be from 1 to 1024")
+    if length_penalty is not None and not 0 <= length_penalty <= 10:
+        raise BadInput(f"length_penalty={length_penalty}: must be from 0 to 10")
     tokenizer, model = trained(cfg, folder, device)
     source = padded([encoded(cfg, tokenizer, text) for text in texts], PAD)
     pairs = Pairs(source, source[:, :0]).to(device)  # there is no target yet

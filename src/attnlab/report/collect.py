@@ -107,7 +107,8 @@ def collect(root: Path) -> list[Run]:
 def _found(root: Path) -> tuple[list[Path], list[Path]]:
     """Run folders, and files of runs."""
     folders, archives = [], [root] if root.name == archive.NAME and root.is_file() else []
-    for folder, below, files in os.walk(root):
+    # a folder that cannot be read may be a run, which is then listed as unreadable
+    for folder, below, files in os.walk(root, onerror=lambda e: folders.append(Path(e.filename))):
         own = set()  # folders of a run
         if "config.yaml" in files:
             folders.append(Path(folder))

@@ -36,11 +36,12 @@ class Ledger:
         if not self.path.is_file():
             return []
         rows = []
-        for number, line in enumerate(self.path.read_text().splitlines(keepends=True), 1):
+        text = self.path.read_text(errors="replace")
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
             if line.endswith("\n"):
                 try:
-                    rows.append(json.loads(line))
-                except ValueError:
+                    rows.append(dict(json.loads(line)))
+                except (ValueError, TypeError):
                     said = "is damaged; mend it, or move the run folder away"
                     raise BadInput(f"{self.path}, line {number}: {said}") from None
         return rows
@@ -51,11 +52,21 @@ class Ledger:
             whole = self.path.read_text().splitlines(keepends=True)[:-1]
             write_atomic(self.path, "".join(whole))
 
-    def rewind(self, step: int) -> None:
-        """Remove the rows after `step`: the resumed run writes them again."""
+    def rewind(self, step: int, last: int = 0) -> None:
+        """Remove the rows after `step`: the resumed run writes them again. Errors: `BadInput` if
+        none is as late as `last`, because rows were lost.
+        """
         if not self.may_write():
             return
-        kept = [row for row in self.rows() if row["step"] <= step]
+        rows = self.rows()
+        if not all(isinstance(row.get("step"), int) for row in rows):
+            raise BadInput(f"{self.path}: has a row without its step; move the run folder away")
+        kept = [row for row in rows if row["step"] <= step]
+        if last and (not kept or kept[-1]["step"] < last):
+            raise BadInput(
+                f"{self.path}: rows up to step {last} are lost, and the run would continue behind "
+                "them; put them back, or move the run folder away"
+            )
         write_atomic(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def append(self, row: dict[str, Any], sync: bool = False) -> None:

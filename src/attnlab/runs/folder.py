@@ -58,6 +58,11 @@ class RunFolder:
             ]
             if changed:
                 raise BadInput("\n".join(changed))
+        elif any(self.checkpoints.glob("*.pt")):
+            raise BadInput(
+                f"run folder {self.path}: has checkpoints and no config.yaml, so nobody knows of "
+                "what; put it back, or move the folder away"
+            )
         if self.result is None:
             self._check_writable()
 

@@ -147,7 +147,8 @@ class Lock:
 
 
 def _read(file: Path) -> Owner:
-    """An owner file is empty at the moment of its creation."""
-    with contextlib.suppress(json.JSONDecodeError):
-        return json.loads(file.read_text())
+    """An owner file is empty at the moment of its creation, and may be damaged."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(file.read_text())
+        return found if isinstance(found, dict) else {}
     return {}

@@ -50,6 +50,9 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
     Errors: `BadInput`, before anything is run, if a tuning seed is one of the sweep's or
     checkpoints are selected on the test split.
     """
+    rates = {o for job in jobs for o in job.overrides if o.startswith("trainer.lr=")}
+    if len(rates) > 1:
+        raise BadInput(f"{', '.join(sorted(rates))}: tune=lr chooses among rates; give it one")
     if any(job.cfg.trainer.select_on == "test" for job in jobs):
         raise BadInput("trainer.select_on=test: a learning rate is chosen on validation")
     if both := sorted({job.cfg.seed for job in jobs} & set(tuning.seeds)):

@@ -111,6 +111,11 @@ def explain(
     ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
     if ended or any(text in str(error) for text in NO_MEMORY):
         trainer, peak = cfg.trainer, peak_memory_mib(device)
+        if not params:
+            return OutOfResources(
+                f"out of {device.type} memory, peak {peak:,.0f} MiB, before the model was there: "
+                "a smaller arch.width, arch.layers or data.vocab_size needs less"
+            )
         return OutOfResources(
             f"out of {device.type} memory, peak {peak:,.0f} MiB; "
             f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "

@@ -71,8 +71,9 @@ EFFECTS = {
 def stored_environment(path: Path) -> dict[str, Any]:
     """The run's env.json, or an empty dict."""
     try:
-        return json.loads((path / "env.json").read_text())
-    except (OSError, ValueError):
+        found = json.loads((path / "env.json").read_text())
+        return found if all(isinstance(e, dict) for e in (found, *found.get("before", []))) else {}
+    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
         return {}
 
 

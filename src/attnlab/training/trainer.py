@@ -102,8 +102,9 @@ def fit(
     if state:
         log.info("continuing %s from step %d", folder.path, progress.step)
     metrics, timing = folder.ledger("metrics.jsonl"), folder.ledger("timing.jsonl")
+    last = max(progress.step // every * every for every in (options.log_every, eval_every))
     for ledger in (metrics, timing):
-        ledger.rewind(progress.step or -1)  # from step 0, the row of step 0 comes again too
+        ledger.rewind(progress.step or -1, last)  # from step 0, the row of step 0 comes again too
     tracker.replay(metrics.rows() + timing.rows())
     tokens = batch_size * data.sample_tokens
     meter = Meter(device, batch_size, tokens, timing.rows(), data.even_samples)
