@@ -263,12 +263,20 @@ def test_a_terminals_interrupt_reaches_no_compiler():
     assert subprocess.run(interrupted).returncode == -signal.SIGINT
 
 
-def test_memory_that_ends_names_the_keys_that_need_less(train, tmp_path):
-    code, _, err = train(
-        "scale=smoke", "arch.width=1024", "arch.ffn_width=2000000000", "hydra.run.dir=run"
-    )
-    assert code == 5 and "Traceback" not in err
-    assert "out of cpu memory, peak" in err and "trainer.micro_batch_size=4" in err
-    assert "try trainer.micro_batch_size=2, which changes the result by rounding only" in err
-    assert "Nothing was saved yet" in err
+def test_memory_that_ends_names_the_keys_that_need_less(cache, tmp_path, broken_step):
+    broken_step(1, how=lambda logits: torch.empty(2**50))
+    with pytest.raises(OutOfResources) as ended:
+        run(smoke(cache), tmp_path)
+    said = str(ended.value)
+    assert "out of cpu memory, peak" in said and "trainer.micro_batch_size=4" in said
+    assert "try trainer.micro_batch_size=2, which changes the result by rounding only" in said
+    assert "Nothing was saved yet" in said
+
+
+def test_memory_that_a_model_does_not_fit_into_is_one_line(train, tmp_path):
+    """A smaller micro-batch would not help."""
+    words = ("scale=smoke", "arch.width=1024", "arch.ffn_width=2000000000", "hydra.run.dir=run")
+    code, _, err = train(*words)
+    assert code == 5 and "Traceback" not in err and "micro_batch_size" not in err
+    assert "before the model was there: a smaller arch.width, arch.ffn_width," in err
     assert (tmp_path / "run" / "failed.txt").is_file()

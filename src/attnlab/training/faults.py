@@ -114,7 +114,8 @@ def explain(
         if not params:
             return OutOfResources(
                 f"out of {device.type} memory, peak {peak:,.0f} MiB, before the model was there: "
-                "a smaller arch.width, arch.layers or data.vocab_size needs less"
+                "a smaller arch.width, arch.ffn_width, arch.layers or data.vocab_size needs less. "
+                f"{_saved(folder.checkpoints)}"
             )
         return OutOfResources(
             f"out of {device.type} memory, peak {peak:,.0f} MiB; "
