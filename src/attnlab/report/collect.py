@@ -107,8 +107,13 @@ def collect(root: Path) -> list[Run]:
 def _found(root: Path) -> tuple[list[Path], list[Path]]:
     """Run folders, and files of runs."""
     folders, archives = [], [root] if root.name == archive.NAME and root.is_file() else []
-    # a folder that cannot be read may be a run, which is then listed as unreadable
-    for folder, below, files in os.walk(root, onerror=lambda e: folders.append(Path(e.filename))):
+
+    def closed(error: OSError) -> None:
+        """What cannot be read may be a run, which is then listed as unreadable."""
+        if isinstance(error, PermissionError):
+            folders.append(Path(error.filename))
+
+    for folder, below, files in os.walk(root, onerror=closed):
         own = set()  # folders of a run
         if "config.yaml" in files:
             folders.append(Path(folder))
