@@ -186,6 +186,11 @@ def test_experiment_is_a_sweep_over_arms():
     assert str(error.value) == "seed=-1: must be greater than or equal to 0"
 
 
+def test_cfg_shows_values(train):
+    code, out, _ = train("--cfg", "job", "protocol=released")
+    assert code == 0 and "sinusoidal_released" in out and "${" not in out
+
+
 def test_same_configuration_same_folder():
     base = config()
     for same in ("runtime.workers=3", "logger=none", "runtime.device=cpu"):

@@ -2,6 +2,7 @@
 place.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -306,6 +307,16 @@ def test_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=r"runtime.cache=.*file/x: cannot be written"):
         prepared(config(f"runtime.cache={tmp_path}/file/x"))
+
+
+def test_what_a_killed_run_has_half_prepared_is_removed_a_day_later(tmp_path):
+    old, new = tmp_path / ".part-old", tmp_path / ".part-new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "tokens.npy").touch()
+    os.utime(old, (0, 0))
+    cached(tmp_path, "own", {}, lambda folder: None)
+    assert not old.exists() and new.exists()
 
 
 def test_a_file_that_vanished_is_not_blamed_on_the_cache(tmp_path):

@@ -265,11 +265,14 @@ def test_what_a_resume_needs_and_has_lost_is_one_line(finished, name):
     assert len(str(refused.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("content", ["[1]", "x", '{"before": "x"}', '{"before": [1]}'])
-def test_a_damaged_env_is_as_good_as_none(finished, content):
+NOT_NEEDED = [("env.json", text) for text in ("[1]", "x", '{"before": "x"}', '{"before": [1]}')]
+
+
+@pytest.mark.parametrize(("name", "content"), [*NOT_NEEDED, ("timing.jsonl", "")])
+def test_what_a_resume_does_not_need_may_be_lost_or_damaged(finished, name, content):
     cfg, folder = finished
     (folder / "result.json").unlink()
-    (folder / "env.json").write_text(content)
+    (folder / name).write_text(content)
     assert run(cfg, folder)["status"] == "finished"
 
 

@@ -39,3 +39,8 @@ class Interrupted(RuntimeError):
     def __init__(self, signum: int, message: str):
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def first_line(error: Exception) -> str:
+    """Of a message of another library, which may be long, or empty: then the error's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnlab.benchmarks.timing import SECONDS, extra_memory, measured_on, paired
+from attnlab.errors import first_line
 from attnlab.functional import ACTIVATIONS
 from attnlab.kernels.ops import BACKENDS
 from attnlab.models.attention.base import head_linear
@@ -34,7 +35,7 @@ CASES: dict[str, tuple[int | None, list[int]]] = {
 SDPA = ("dot_product", "sdpa")
 LITERAL, FLEX = "algorithm_1", "flex_attention"
 ALL_BACKENDS = [LITERAL, "eager", *BACKENDS, FLEX]
-FLEX_UNITS = 4  # hidden: FlexAttention captures three tensors a unit, and compiles them all in
+FLEX_UNITS = 4  # hidden units at most: FlexAttention captures three tensors for each
 MAX_TENSOR_BYTES = 2**29  # bytes: what would need a larger one is left out
 
 
@@ -65,8 +66,8 @@ def attention(
                 if backend != FLEX:
                     raise
                 # torch's compiler may not take it on every card: the other rows are worth having
-                first = (str(error) or repr(error)).splitlines()[0]
-                log.warning("%s, %s, N %d is left out: %s", case, backend, shape.n, first)
+                why = first_line(error)
+                log.warning("%s, %s, N %d is left out: %s", case, backend, shape.n, why)
 
 
 def measure(
@@ -128,7 +129,7 @@ def contender(shape: Shape, case: str, backend: str, device: torch.device, large
     if backend in (LITERAL, "eager") and pairs * widest > largest:
         return None
     if backend == FLEX and (device.type != "cuda" or len(hidden) > 1 or hidden[0] > FLEX_UNITS):
-        return None  # on CPU it has no gradients
+        return None  # on a CPU it has no gradients, and with many tensors it compiles for minutes
     module = mechanism(d_prime, hidden, backend, shape).to(device)
     if backend == FLEX:  # every case is compiled anew; beyond a limit torch would run unfused code
         torch._dynamo.reset()

@@ -5,7 +5,6 @@ A command is a module with a function `main`: its parameters are the command's k
 """
 
 import ast
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -36,20 +35,17 @@ def start(name: str, words: list[str] | None = None) -> None:
     from attnlab.errors import BadInput
     from attnlab.runtime.exits import exit_on_failure
 
-    with exit_on_failure():
+    with exit_on_failure():  # of Ctrl-C too, while something is imported or Hydra composes
         if name not in COMMANDS:
             near = nearest(name, list(COMMANDS))
             raise BadInput(f"{name}: unknown command{near}; allowed: {', '.join(COMMANDS)}")
-    if words is not None:
-        sys.argv = [f"attnlab {name}", *words]
-    try:
+        if words is not None:
+            sys.argv = [f"attnlab {name}", *words]
         main = import_module(f"{__name__}.{name}").main
         if name == "train":  # Hydra reads its words, and has its own help
             main()
         else:
             main_with(main)
-    except KeyboardInterrupt:  # while something is imported, or Hydra composes
-        sys.exit(128 + signal.SIGINT)
 
 
 def _help() -> str:

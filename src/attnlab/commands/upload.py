@@ -13,7 +13,7 @@ from attnlab.commands.arguments import RunArgument
 def main(run: RunArgument, project: str | None = None, mode: str = "online") -> None:
     """Print how many rows were new, and where the run is."""
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
-    from attnlab.errors import BadInput
+    from attnlab.errors import BadInput, first_line
     from attnlab.runs import tracking
     from attnlab.runs.files import Ledger, read_json
     from attnlab.runs.folder import RunFolder
@@ -33,5 +33,5 @@ def main(run: RunArgument, project: str | None = None, mode: str = "online") -> 
             new = sum([mirror.log(row) for row in rows])
             mirror.finish({"status": "unfinished"} | read_json(run.path / "result.json"))
         except Exception as error:
-            raise BadInput(f"mode={mode}: {tracking.first_line(error)}") from None
+            raise BadInput(f"mode={mode}: {first_line(error)}") from None
     print(f"{new} of {len(rows)} rows are new: {mirror.run.url or mirror.run.dir}")

@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attnlab.errors import BadInput
+from attnlab.runtime.leftovers import remove_old
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +58,7 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], N
 def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
     """Write everything beside `folder`, then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(".part-*"):  # by a run that was killed
-        with contextlib.suppress(OSError):  # another run removes it
-            if time.time() - left.stat().st_mtime > LONGEST:
-                shutil.rmtree(left, ignore_errors=True)
+    remove_old(folder.parent, ".part-*", LONGEST)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         build(made)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from attnlab.data.cache import file_digest
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.runtime.network import prepare_hub
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class Rows:
                 count = pyarrow.parquet.read_metadata(file).num_rows
             except Exception as error:
                 size = file.stat().st_size
-                why = str(error).splitlines()[0]
+                why = first_line(error)
                 raise BadInput(f"{self.where}: {file} ({size} bytes) is damaged: {why}") from None
             if not count:
                 raise BadInput(f"{self.where}: {file} has no rows")

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.export import bundle
 from attnlab.models.transformer import Transformer, build_model
 
@@ -51,5 +51,5 @@ def local(source: str | Path, **download: Any) -> Path:
     except HFValidationError:
         raise BadInput(f"{source}: neither a folder nor the id of a repository") from None
     except Exception as error:  # the hub's errors share no base class
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise BadInput(f"{source}: no such folder, and not loaded from the hub: {why}") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from attnlab.config.messages import checked
 from attnlab.config.schema import Config
 from attnlab.data.pairs import PAD, Pairs, padded
 from attnlab.data.translation import EOS, detokenize
@@ -31,17 +32,14 @@ def translations(
     """
     if cfg.data.kind != "translation":
         raise BadInput(f"run={folder}: does not translate (data={cfg.data.name})")
-    if beam_width is not None and not 1 <= beam_width <= 1024:
-        raise BadInput(f"beam_width={beam_width}: must be from 1 to 1024")
-    if length_penalty is not None and not 0 <= length_penalty <= 10:
-        raise BadInput(f"length_penalty={length_penalty}: must be from 0 to 10")
+    given = {"beam_width": beam_width, "length_penalty": length_penalty}
+    given = {key: value for key, value in given.items() if value is not None}
+    options = checked(type(cfg.data), cfg.data.model_dump() | given)
     tokenizer, model = trained(cfg, folder, device)
     source = padded([encoded(cfg, tokenizer, text) for text in texts], PAD)
     pairs = Pairs(source, source[:, :0]).to(device)  # there is no target yet
-    given = {"beam_width": beam_width, "length_penalty": length_penalty}
-    given = {key: value for key, value in given.items() if value is not None}
     with precision(cfg.trainer, device)():
-        found = translate.translate(model, pairs, cfg.data.model_copy(update=given))
+        found = translate.translate(model, pairs, options)
     return [detokenize(tokenizer, ids) for ids in found]
 
 

@@ -9,16 +9,15 @@ import functools
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attnlab.functional import constant_in_graphs
+from attnlab.runtime.leftovers import remove_old
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +151,7 @@ LONGEST_BUILD = 3600  # seconds
 def _build(command: list[str], library: Path) -> None:
     """Compile beside the final place and move there in one step."""
     source = next(p for p in SOURCES if p.suffix == ".cpp")
-    for left in library.parent.glob("building-*"):  # by a build that was killed
-        if time.time() - left.stat().st_mtime > LONGEST_BUILD:
-            shutil.rmtree(left, ignore_errors=True)
+    remove_old(library.parent, "building-*", LONGEST_BUILD)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="building-") as temporary:
         built = Path(temporary) / library.name
         log.info(f"compiling C++ attention kernels (once, about 20 s): {library}")

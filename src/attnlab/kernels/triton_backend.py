@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from attnlab.errors import first_line
 from attnlab.functional import ACTIVATIONS, constant_in_graphs
 from attnlab.kernels.triton_kernels import (
     backward_cols_kernel,
@@ -86,7 +87,7 @@ def _start_driver() -> str | None:
     try:
         triton.runtime.driver.active.get_current_target()
     except Exception as error:  # no compiler, no Python.h, a cache that cannot be written
-        return f"triton cannot start: {(str(error) or repr(error)).splitlines()[0]}"
+        return f"triton cannot start: {first_line(error)}"
     return None
 
 

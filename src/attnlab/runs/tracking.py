@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.config.schema import Config, Logger
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.runs.files import write_atomic
 from attnlab.runs.tensorboard import TensorBoard
 from attnlab.runtime.network import reachable
@@ -219,11 +219,6 @@ def offline_rows(folder: Path) -> list[Row]:
                     {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
                 )
     return rows
-
-
-def first_line(error: Exception) -> str:
-    """Of W&B's long messages."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _wandb():

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.sweeps.jobs import Job, command, ending, summarize
 
 PREEMPTED = "SUBMITIT_PREEMPT_SIGNAL"  # submitit: the signal before the end of a job's time
@@ -64,7 +64,7 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
         executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=REQUEUES)
         executor.update_parameters(**parameters)
     except (RuntimeError, NameError, ValueError, TypeError) as error:
-        raise BadInput(f"hydra.launcher.cluster: {str(error).splitlines()[0]}") from None
+        raise BadInput(f"hydra.launcher.cluster: {first_line(error)}") from None
     ends = ["finished before" if job.finished else "" for job in jobs]
     before = [job.failure for job in jobs]
     labels = [f"job {number} of {len(jobs)}: {job.name}" for number, job in enumerate(jobs, 1)]

@@ -47,8 +47,8 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
     """Run the trials of all arms, choose, and run the sweep; its exit code. run: runs a list of
     jobs. Trials that are stopped by a loss that is not finite are a result and no failure.
 
-    Errors: `BadInput`, before anything is run, if a tuning seed is one of the sweep's or
-    checkpoints are selected on the test split.
+    Errors: `BadInput`, before anything is run, if the sweep has several rates itself, a tuning
+    seed is one of its seeds, or checkpoints are selected on the test split.
     """
     rates = {o for job in jobs for o in job.overrides if o.startswith("trainer.lr=")}
     if len(rates) > 1:

@@ -103,8 +103,9 @@ def fit(
         log.info("continuing %s from step %d", folder.path, progress.step)
     metrics, timing = folder.ledger("metrics.jsonl"), folder.ledger("timing.jsonl")
     last = max(progress.step // every * every for every in (options.log_every, eval_every))
-    for ledger in (metrics, timing):
-        ledger.rewind(progress.step or -1, last)  # from step 0, the row of step 0 comes again too
+    start = progress.step or -1  # from step 0, the row of step 0 comes again too
+    metrics.rewind(start, last)
+    timing.rewind(start)  # its rows are not synced: a machine that stops may lose some
     tracker.replay(metrics.rows() + timing.rows())
     tokens = batch_size * data.sample_tokens
     meter = Meter(device, batch_size, tokens, timing.rows(), data.even_samples)

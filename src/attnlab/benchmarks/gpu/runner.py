@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from attnlab.benchmarks.gpu.plan import CONTEXT, STAGES, Plan, Program, smoke
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.runs.environment import source
 from attnlab.runs.files import Ledger, slug, write_atomic
 
@@ -61,7 +61,8 @@ def card() -> tuple[str, int]:
 
     from attnlab.runtime.device import cuda_obstacle
 
-    del os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]  # ask CUDA itself: the driver may be too old
+    # ask CUDA itself: the driver may be too old
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     if not torch.cuda.is_available():
         raise BadInput(
             f"make gpu: needs an NVIDIA GPU: {cuda_obstacle()}; "
@@ -128,7 +129,7 @@ def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
             row = measures[key]()
         except Exception as error:
             print(f"{key}: {error!r}", file=sys.stderr, flush=True)
-            row = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
+            row = {"error": first_line(error)}
         row |= {"took_s": round(time.monotonic() - began, 2)}
         ledger.append({"row": key, "code": code, **row}, sync=True)
 
