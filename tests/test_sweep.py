@@ -1,6 +1,7 @@
 """Sweeps through train.py, and the comparison of arms that experiments start with."""
 
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -42,6 +43,40 @@ def test_a_sweep_goes_on_after_a_failure_and_repeats_nothing(train, tmp_path):
         assert failed[:-1] == [*reason.split(), "model.backend=triton"]
         assert finished[-4:-2] == ["model.backend=eager", "test/perplexity"]
     assert len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 1
+
+
+def test_a_sweep_goes_on_from_collected_runs(train, tmp_path):
+    sweep = ("-m", "data=nt", *SHORT, "trainer.max_steps=4", "seed=0,1")
+    assert train(*sweep[:-1], "seed=0")[0] == 0
+    kept = tmp_path / "kept" / "runs.jsonl"
+    assert train("runs=outputs", f"out={kept}", script="scripts/collect.py")[0] == 0
+    (result,) = tmp_path.glob("outputs/*/*/*/result.json")
+    before = result.read_text()
+    shutil.rmtree(tmp_path / "outputs")
+    for counted in ("1; there before: 0", "0; there before: 1"):
+        code, out, err = train(f"runs={kept}", script="scripts/restore.py")
+        assert (code, out) == (0, f"runs restored below outputs: {counted}\n"), err
+    assert result.read_text() == before
+    code, out, err = train(*sweep)
+    assert code == 0, err
+    ends = [line.split(": ")[-1] for line in out.splitlines() if line.startswith("job")]
+    assert ends[0] == "finished before" and ends[1].startswith("finished after")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"run": "../elsewhere"}', "run ../elsewhere: lies outside of outputs"),
+        ('{"run": "here"}', "run here is not whole: KeyError('env')"),
+        ('{"run": 3}', "line 1 is not a run"),
+        ("{", "line 1: "),
+    ],
+)
+def test_a_file_that_holds_no_runs_is_not_restored(train, tmp_path, line, said):
+    (tmp_path / "runs.jsonl").write_text(line)
+    code, out, err = train("runs=runs.jsonl", script="scripts/restore.py")
+    assert (code, out) == (2, "") and err.startswith("error: runs.jsonl: ") and said in err
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_missing_data_is_said_once_before_the_first_job(train, tmp_path):

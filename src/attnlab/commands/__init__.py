@@ -13,7 +13,8 @@ from attnlab import __version__
 
 COMMANDS = (
     *("train", "summary", "report", "evaluate", "generate", "translate", "show_attention"),
-    *("export", "reproduce", "compare_arms", "match_time", "collect", "upload", "benchmark"),
+    *("export", "reproduce", "compare_arms", "match_time", "collect", "restore", "upload"),
+    "benchmark",
 )
 
 

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from attnlab.errors import BadInput
 from attnlab.runs.files import write_atomic
 
 NAME = "runs.jsonl"
@@ -26,14 +29,14 @@ Row = dict[str, Any]
 
 
 def records(file: Path) -> Iterator[Row]:
-    """The runs of a file. Errors: ValueError naming the first line that is not a run."""
+    """The runs of a file. Errors: `BadInput` naming the first line that is not a run."""
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{file}: line {number}: {error}") from None
+            raise BadInput(f"{file}: line {number}: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("run"), str):
-            raise ValueError(f"{file}: line {number} is not a run")
+            raise BadInput(f"{file}: line {number} is not a run")
         yield record
 
 
@@ -42,6 +45,44 @@ def write(file: Path, found: dict[str, Row]) -> None:
     lines = (_line({"run": name, **found[name]}) for name in sorted(found))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, "".join(f"{line}\n" for line in lines))
+
+
+def restore(file: Path, root: Path) -> tuple[int, int]:
+    """Make the folders of a file's runs again below `root`. A folder that is there is left as it
+    is. Returns how many were made, and how many were there.
+
+    Errors: `BadInput` for a line that is not a run, or one whose folder would lie outside of
+    `root`; of those before it, the folders are made.
+    """
+    made = there = 0
+    for record in records(file):
+        folder = root / record["run"]
+        if not folder.resolve().is_relative_to(root.resolve()):
+            raise BadInput(f"{file}: run {record['run']}: lies outside of {root}")
+        if (folder / "config.yaml").exists():
+            there += 1
+            continue
+        try:
+            files = _files(record)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{file}: run {record['run']} is not whole: {error!r}") from None
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_atomic(folder / name, content)
+        made += 1
+    return made, there
+
+
+def _files(record: Row) -> dict[str, str]:
+    """The files of a run folder that a line was made from; the one that makes it a run is last."""
+    files = {
+        "env.json": json.dumps(record["env"], indent=1) + "\n",
+        "metrics.jsonl": "".join(json.dumps(row) + "\n" for row in record["curve"]),
+        "result.json": json.dumps(record["result"], indent=1) + "\n",
+        "failed.txt": record.get("failed", ""),
+        "config.yaml": yaml.safe_dump(record["config"], sort_keys=False),
+    }
+    return {name: content for name, content in files.items() if content not in ("", "{}\n")}
 
 
 def _line(record: Row) -> str:
