@@ -28,7 +28,7 @@ from attnlab.config.compose import CONFIGS, compose_config, plain, run_path, sec
 from attnlab.config.messages import known_keys, nearest, unknown_key, validate
 from attnlab.config.question import check_question
 from attnlab.config.tuning import check_tuning, is_tuning
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
@@ -167,21 +167,9 @@ def _problems(overrides: list[str]) -> Iterator[str]:
         except Exception as error:  # Hydra's errors share no base class
             culprit = _culprit(overrides, error)
             if culprit is None:
-                yield _first_line(" ".join(overrides), error)
+                yield _reason(" ".join(overrides), error)
                 return
-            key, _, value = culprit.lstrip("+~").partition("=")
-            choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
-            options = sorted(getattr(error, "options", None) or choices)
-            if culprit.startswith("~") and (options or key in known_keys()):
-                allowed = f"; allowed: {', '.join(options)}" if options else ""
-                yield f"{culprit}: cannot be left out{allowed}"
-            elif options and type(error) is not ConfigCompositionException:
-                near = nearest(value, options)
-                yield f"{culprit}: unknown {key}{near}; allowed: {', '.join(options)}"
-            elif str(error).startswith("Could not override") or "does not exist" in str(error):
-                yield unknown_key(getattr(error.__cause__, "full_key", None) or key)
-            else:
-                yield _first_line(culprit, error)
+            yield _refused(culprit, error)
             overrides = [o for o in overrides if o != culprit]
     aside = sections(composed, ["question", "tune"])
     for check_section in (check_question, check_tuning):
@@ -194,6 +182,22 @@ def _problems(overrides: list[str]) -> Iterator[str]:
         RunFolder(run_path(cfg, chosen), cfg).check_usable()
     except BadInput as error:
         yield from str(error).splitlines()
+
+
+def _refused(override: str, error: Exception) -> str:
+    """Why Hydra refuses an override, in one line, and what is allowed."""
+    key, _, value = override.lstrip("+~").partition("=")
+    choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
+    options = sorted(getattr(error, "options", None) or choices)
+    if override.startswith("~") and (options or key in known_keys()):
+        allowed = f"; allowed: {', '.join(options)}" if options else ""
+        return f"{override}: cannot be left out{allowed}"
+    if options and type(error) is not ConfigCompositionException:
+        near = nearest(value, options)
+        return f"{override}: unknown {key}{near}; allowed: {', '.join(options)}"
+    if str(error).startswith("Could not override") or "does not exist" in str(error):
+        return unknown_key(getattr(error.__cause__, "full_key", None) or key)
+    return _reason(override, error)
 
 
 def _culprit(overrides: list[str], error: Exception) -> str | None:
@@ -222,10 +226,11 @@ def _blamed(override: str, error: Exception) -> bool:
     return any(name in f"{error}\n".replace("Override", "override") for name in named)
 
 
-def _first_line(what: str, error: Exception) -> str:
+def _reason(what: str, error: Exception) -> str:
+    """What was typed, and the first line of why Hydra refuses it."""
     if str(error).startswith("Error merging override") and error.__cause__:
         error = error.__cause__  # says why
-    line = (str(error).strip().splitlines() or [repr(error)])[0]
+    line = first_line(error)
     if line.startswith("Ambiguous value"):
         line = "several values; add -m for a sweep, or write [a,b] for a list"
     return f"{what}: {line}"
