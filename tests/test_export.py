@@ -119,13 +119,40 @@ def test_transformers_reads_and_writes_text_as_the_run_does(exported):
     seen = model(**padded).logits
     torch.testing.assert_close(seen[:1, : short.shape[1]], model(short).logits)
     mask = padded["attention_mask"].flip(1)
-    with pytest.raises(ValueError, match="padding on the left"):
+    with pytest.raises(ValueError, match="padding may stand on the right only"):
         model(padded["input_ids"], attention_mask=mask)
+    hole = torch.ones(1, 6, dtype=torch.long)
+    hole[0, 2] = 0
+    with pytest.raises(ValueError, match="padding may stand on the right only"):
+        model(torch.zeros(1, 6, dtype=torch.long), attention_mask=hole)
+    with pytest.raises(TypeError, match="position_ids: not supported"):
+        model(ids, position_ids=torch.arange(ids.shape[1]))
     with pytest.raises(ValueError, match=f"at most {more}"):
         model(torch.zeros(1, more + 1, dtype=torch.long))
     loss = model(ids, labels=ids).loss
     logits = model(ids).logits
     assert loss == torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+
+
+def test_a_trainer_of_transformers_loads_its_weights_again_and_divides_the_loss(
+    exported, tmp_path
+):
+    """It reads the file that save_pretrained wrote by load_state_dict(strict=False), and leaves a
+    micro-batch's loss as it is where a model says that it counts the targets of a whole step.
+    """
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(exported("text")[2], trust_remote_code=True)
+    model.save_pretrained(tmp_path / "saved")
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    found = model.load_state_dict(load_file(tmp_path / "saved" / "model.safetensors"), False)
+    assert not found.missing_keys and not found.unexpected_keys
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert model.accepts_loss_kwargs is False
 
 
 @pytest.mark.parametrize("name", MODELS)

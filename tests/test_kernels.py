@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS
-from attnlab.kernels import api, cpp_backend, ops
+from attnlab.kernels import api, chunked, cpp_backend, ops
 from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear
 from attnlab.models.attention.neural import ScoreNetwork
@@ -76,6 +76,52 @@ def network_in_float64(net):
     exact = ScoreNetwork(groups, widths, net.activation).double()
     exact.load_state_dict(net.state_dict())
     return exact
+
+
+@torch.no_grad()
+def test_chunked_values_do_not_overflow_where_their_mean_does_not():
+    """A sum of 1,024 times 100 is beyond fp16."""
+    q, k = torch.randn(2, 1, 1, 1024, 8, dtype=torch.float16)
+    v = torch.full((1, 1, 1024, 8), 100.0, dtype=torch.float16)
+    net = network(1, 8, [4], "relu")
+    out = neural_attention(q, k, v, net, causal=False, scale=1.0, backend="chunked")
+    torch.testing.assert_close(out, v, rtol=2e-3, atol=0)
+
+
+def test_chunked_gradients_of_values_do_not_stop_growing(monkeypatch):
+    """A query in each chunk: 600 terms, of which bf16 alone would add the first 256."""
+    monkeypatch.setattr(chunked, "PAIRS", 1)
+    q, k, v = torch.randn(3, 1, 1, 600, 8)
+    net, ones = network(1, 8, [4], "relu"), torch.ones(1, 1, 600, 8)
+    options = {"causal": False, "scale": 0.01, "backend": "chunked"}
+    exact = gradients(net, q, k, v, ones, **options)[3]
+    found = gradients(net, q, k, v.bfloat16(), ones, **options)[3]
+    torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
+
+
+def test_forward_mode_goes_by_the_reference_and_not_silently_to_0(built):
+    q, step = torch.randn(2, 1, 1, 5, 4)
+    net = network(1, 4, [3], "tanh")
+
+    def attend(x, backend="auto"):
+        return neural_attention(x, x, x, net, causal=True, scale=1.0, backend=backend)
+
+    found = torch.func.jvp(attend, (q,), (step,))[1]
+    nearby = (attend(q + 1e-3 * step) - attend(q - 1e-3 * step)) / 2e-3
+    torch.testing.assert_close(found, nearby, rtol=1e-2, atol=1e-3)
+    with pytest.raises(BadInput, match=r"backend=cpp: torch\.func transforms"):
+        torch.func.jvp(lambda x: attend(x, "cpp"), (q,), (step,))
+
+
+def test_an_activation_of_ones_own_is_computed_by_the_reference(monkeypatch):
+    monkeypatch.setitem(ACTIVATIONS, "softsign", torch.nn.functional.softsign)
+    net = network(1, 4, [3], "softsign")
+    monkeypatch.undo()
+    net.forward = lambda q, k, project=None: q @ k.mT
+    q = torch.randn(1, 1, 5, 4)
+    assert neural_attention(q, q, q, net, causal=True, scale=1.0).shape == q.shape
+    with pytest.raises(BadInput, match="backend=chunked: activation softsign: fused kernels have"):
+        neural_attention(q, q, q, net, causal=True, scale=1.0, backend="chunked")
 
 
 @st.composite

@@ -48,12 +48,40 @@ def test_public_names_wait_for_torch_and_need_no_hydra():
         ({"d_prime": 2.5}, "d_prime=2.5: must be a whole number from 1 on"),
         ({"hidden": [4, 0]}, "hidden=0: must be a whole number from 1 on"),
         ({"hidden": 8}, "hidden=8: must be a list of widths"),
+        ({"hidden": []}, r"hidden=\[\]: must be a list of widths"),
+        ({"d_prime": None, "projection_bias": True}, "d_prime=null has no projection"),
         ({"activation": "swish"}, "activation=swish: must be one of relu"),
     ],
 )
 def test_wrong_options_are_refused(options, said):
     with pytest.raises(BadInput, match=said):
         NeuralAttention(HEADS, WIDTH, **options)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_result_has_the_dtype_of_the_values(name):
+    """Under autocast too, by whichever backend; values may have another dtype than queries."""
+    module = mechanism(name)
+    q, k, v = torch.randn(3, 1, HEADS, 5, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(q, k, v, causal=True).dtype == torch.float32
+    assert module(q, k, v.bfloat16(), causal=True).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_query_that_sees_no_key_makes_no_nan_on_the_way(name):
+    module = mechanism(name)
+    q, k, v = torch.randn(3, 1, HEADS, 4, WIDTH).requires_grad_()
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
+    mask[..., 2, :] = False
+    with torch.autograd.detect_anomaly(check_nan=True):
+        module(q, k, v, causal=True, mask=mask).sum().backward()
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "uniform" in name])
+def test_uniform_attention_to_no_keys_is_0(name):
+    q, none = torch.randn(1, HEADS, 3, WIDTH), torch.randn(1, HEADS, 0, WIDTH)
+    assert not mechanism(name)(q, none, none, causal=False).any()
 
 
 def test_tokens_before_heads_are_refused():

@@ -322,6 +322,7 @@ def test_rotary_rounds_16_bit_queries_once(dtype):
     wanted = rotary(x.double())
     unit = torch.finfo(dtype).eps * wanted.abs()
     assert rotary(x).dtype == dtype
+    assert torch.equal(Rotary(300, 8).to(dtype)(x), rotary(x))  # also in a model of 16 bits
     assert ((rotary(x).double() - wanted).abs() <= 0.501 * unit + 1e-7).all()
 
 

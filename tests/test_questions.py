@@ -307,7 +307,7 @@ def test_a_verdict_needs_every_registered_seed():
     (answer,) = answers(kept.values())
     word, said = next((word, said) for word, said in verdicts(answer) if said.startswith(OVER))
     assert word == "undecided" and "2 of 3 registered seeds" in said
-    assert "WARNING: failed: dagpam seed 12 (NonFinite)." in notes(answer)
+    assert any("without a result: dagpam seed 12 (NonFinite)" in note for note in notes(answer))
 
 
 OVER = "dagpam over dot_product"
@@ -479,6 +479,81 @@ def test_a_question_about_each_arms_own_rate_is_answered_at_own_rates():
     assert answer.of("expressive", "dot_product", "arch.norm=pre").mean == pytest.approx(10)
     (untuned,) = answers(rest)
     assert "one learning rate for all arms instead of each arm's own" in str(untuned.deviations)
+
+
+def test_one_trial_more_of_one_arm_changes_nothing_for_the_others():
+    """As a sweep leaves it that was stopped, and started again with fewer factors."""
+    arms = ("dot_product", "expressive", "expressive_tempered")
+    runs = [run for arm in arms for run in tuned(arm, {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})]
+    runs += [run for run in tuned("dot_product", {0.024: 0.6}) if is_trial(run)]
+    found, rest = tunings(runs)
+    assert [arm.own for arm in found[0].arms] == [Choice(0.006, at_edge=False)] * 3
+    (answer,) = answers(rest, found)
+    assert len(answer.runs) == 15 and not any("edge" in note for note in notes(answer))
+
+
+def test_an_answer_says_that_a_rate_was_the_last_of_the_grid():
+    arms = ("dot_product", "expressive", "expressive_tempered")
+    runs = [run for arm in arms for run in tuned(arm, {0.003: 0.8, 0.006: 0.9})]
+    found, rest = tunings(runs)
+    (answer,) = answers(rest, found)
+    assert any("best rate of dot_product, expressive" in note for note in notes(answer))
+
+
+def test_without_trials_every_learning_rate_is_a_place_of_its_own():
+    """Else the path of a run's folder would choose the rate of its seed."""
+    arms = ("dot_product", "expressive", "expressive_tempered")
+    runs = [run for arm in arms for run in tuned(arm, {0.003: 0.8, 0.006: 0.9}, seeds=())]
+    rates = [{r.config["trainer.lr"] for r in answer.runs} for answer in answers(runs)]
+    assert rates == [{0.003}, {0.006}]
+
+
+def test_runs_at_a_rate_of_all_arms_are_compared_at_it_whichever_arm_chose_it():
+    runs = [*tuned("dot_product", {0.003: 0.8, 0.006: 0.9})]
+    runs += [*tuned("expressive", {0.003: 0.9, 0.006: 0.8})]
+    _, rest = tunings(runs)
+    assert {(r.config["model.name"], r.config["trainer.lr"]) for r in rest} == {
+        (arm, rate) for arm in ("dot_product", "expressive") for rate in (0.003, 0.006)
+    }
+
+
+def test_runs_at_another_rate_do_not_answer_the_question_of_other_data():
+    """`delay` has the arms of `recall`, on another task."""
+    question = questions()["recall"]
+    runs = [
+        finished(1, "experiment=recall", f"model={arm}", "trainer.lr=0.01", seed=seed,
+                 **{"test/accuracy": 0.5, "test_samples": 100})
+        for arm in question.arms for seed in question.seeds
+    ]  # fmt: skip
+    (answer,) = answers(runs)
+    assert answer.experiment == "recall" and len(answer.deviations) == 1
+
+
+def test_an_earlier_code_version_answered_what_was_registered():
+    question = questions()["recall"]
+    runs = [
+        finished(1, "experiment=recall", f"model={arm}", seed=seed, **{"test/accuracy": 0.5})
+        for arm in question.arms for seed in question.seeds
+    ]  # fmt: skip
+    for made in runs:
+        made.config = made.config | {"code_version": 1}
+    (answer,) = answers(runs)
+    assert answer.experiment == "recall" and answer.deviations == []
+
+
+def test_an_answer_on_the_test_split_or_on_several_data_sets_says_so():
+    def asked(**more) -> Answer:
+        at = ("experiment=table3", "protocol=released")
+        (answer,) = answers(
+            finished(1, *at, f"model={arm}", seed=seed, **{"test/accuracy": 0.5 + seed / 100},
+                     **(more if arm == "neural_d2" else {}))
+            for arm in ("dot_product", "neural_d2") for seed in (0, 1, 2)
+        )  # fmt: skip
+        return answer
+
+    assert any("selected on the test split" in note for note in notes(asked()))
+    said = verdicts(asked(data_fingerprint="other"))
+    assert {word for word, _ in said} == {"no verdict"} and "different data" in said[0][1]
 
 
 def test_a_tuning_leaves_other_comparisons_alone():

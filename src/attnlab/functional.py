@@ -5,7 +5,6 @@ Shapes: N queries, M keys.
 """
 
 import contextlib
-import math
 from collections.abc import Callable
 
 import torch
@@ -68,14 +67,16 @@ def _check_broadcasts(name: str, x: Tensor, shape: tuple[int, ...]) -> None:
 
 def masked_softmax(scores: Tensor, visible: Tensor | None, bias: Tensor | None = None) -> Tensor:
     """Softmax over the last dimension of scores + bias (..., N, M), in float32 or better; visible:
-    a boolean mask that broadcasts to it, or None for all. A row that sees no key is 0.
+    a boolean mask that broadcasts to it, or None for all. A row that sees no key is 0, and no
+    value or gradient on the way there is NaN.
     """
     scores = at_least_float32(scores)
     if bias is not None:
         scores = scores + bias
     if visible is None:
         return scores.softmax(-1)
-    return scores.masked_fill(~visible, -math.inf).softmax(-1).masked_fill(~visible, 0)
+    lowest = torch.finfo(scores.dtype).min  # beside any score its weight is exactly 0
+    return scores.masked_fill(~visible, lowest).softmax(-1).masked_fill(~visible, 0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_downloa
 # What the Auto classes add by themselves and what changes nothing here
 IGNORED = ("trust_remote_code", "adapter_kwargs", "code_revision", "use_safetensors")
 
+# Arguments of forward by which transformers says how, and not what, is to be computed
+HARMLESS = ("return_dict", "num_items_in_batch", "use_cache", "cache_position", "logits_to_keep")
+
 
 class AttnlabConfig(PretrainedConfig):
     """config.json; its section `attnlab` is what the model is built from."""
@@ -30,6 +33,8 @@ class AttnlabModel(PreTrainedModel):
 
     config_class = AttnlabConfig
     base_model_prefix = "transformer"
+    # transformers.Trainer divides the loss of a micro-batch itself, as the losses here are means
+    accepts_loss_kwargs = False
 
     def __init__(self, config: AttnlabConfig, transformer: torch.nn.Module | None = None):
         super().__init__(config)
@@ -58,6 +63,12 @@ class AttnlabModel(PreTrainedModel):
         config.dtype = torch.float32 if dtype in (None, "auto") else dtype
         return cls(config, transformer).to(config.dtype).eval()
 
+    def load_state_dict(self, state_dict, *arguments, **options):
+        """See torch; also by the names in model.safetensors, which transformers.Trainer loads."""
+        prefix = f"{self.base_model_prefix}."
+        named = {k if k.startswith(prefix) else prefix + k: v for k, v in state_dict.items()}
+        return super().load_state_dict(named, *arguments, **options)
+
     def save_pretrained(self, save_directory, **options) -> None:
         """See transformers; `attnlab.load` reads the folder as it reads an exported one."""
         options["state_dict"] = self.transformer.state_dict()
@@ -68,19 +79,30 @@ class AttnlabModel(PreTrainedModel):
         seal(Path(save_directory))
 
 
+def _refuse(others: dict) -> None:
+    """What would change nothing here is no error; what was to change something is one."""
+    for name, value in others.items():
+        if value is not None and value is not False and name not in HARMLESS:
+            raise TypeError(f"{name}: not supported by attnlab models")
+
+
 class AttnlabForCausalLM(AttnlabModel, GenerationMixin):
     """A causal language model."""
 
-    def forward(self, input_ids, attention_mask=None, labels=None, **unused) -> CausalLMOutput:
+    def forward(self, input_ids, attention_mask=None, labels=None, **others) -> CausalLMOutput:
         """input_ids (B, N) -> logits (B, N, V). labels (B, N): as input_ids, -100 where there is
         no loss. attention_mask (B, N): padding may stand on the right only, where no earlier token
-        sees it. Errors: ValueError for padding on the left, or more tokens than in training.
+        sees it. Errors: ValueError for padding elsewhere, or more tokens than in training;
+        TypeError for an argument of transformers that is not supported.
         """
+        _refuse(others)
         longest = self.config.max_position_embeddings
         if input_ids.shape[1] > longest:
             raise ValueError(f"input_ids: {input_ids.shape[1]} tokens; at most {longest}")
-        if attention_mask is not None and not attention_mask[:, 0].all():
-            raise ValueError("attention_mask: padding on the left is not supported; pad right")
+        if attention_mask is not None:
+            seen = attention_mask.bool()
+            if not seen[:, 0].all() or (seen[:, 1:] & ~seen[:, :-1]).any():
+                raise ValueError("attention_mask: padding may stand on the right only")
         logits = self.transformer(input_ids)
         loss = None
         if labels is not None:
@@ -99,8 +121,11 @@ class AttnlabForImageClassification(AttnlabModel):
 
     main_input_name = "pixel_values"
 
-    def forward(self, pixel_values, labels=None, **unused) -> ImageClassifierOutput:
-        """pixel_values (B, 3, S, S) in [-1, 1] -> logits (B, C). labels (B,)."""
+    def forward(self, pixel_values, labels=None, **others) -> ImageClassifierOutput:
+        """pixel_values (B, 3, S, S) in [-1, 1] -> logits (B, C). labels (B,). Errors: TypeError
+        for an argument of transformers that is not supported.
+        """
+        _refuse(others)
         logits = self.transformer(pixel_values)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return ImageClassifierOutput(loss=loss, logits=logits)

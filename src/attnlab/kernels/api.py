@@ -10,10 +10,12 @@ Shapes: B batch, H heads, N queries, M keys, D head width, h and h2 widths of th
 
 import logging
 
+import torch
 from torch import Tensor
 
 from attnlab.errors import BadInput
 from attnlab.functional import (
+    ACTIVATIONS,
     check_bias,
     check_mask,
     constant_in_graphs,
@@ -68,6 +70,12 @@ def neural_attention(
         check_bias(bias, (*q.shape[:3], k.shape[2]))
     if backend != "eager":
         reason = score_network.unfusable
+        activation = score_network.activation
+        if not reason and activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            reason = f"activation {activation}: fused kernels have {known}"
+        if not reason and _transformed():
+            reason = "torch.func transforms: fused kernels have a backward only"
         if not reason and bias is not None:
             reason = "fused kernels take no bias of positions (arch.positions=alibi)"
         if not reason and mask is not None and padding is None:
@@ -77,9 +85,8 @@ def neural_attention(
             if padding is not None:
                 blind = blind_queries(padding, q.shape[2], causal)
                 arguments = with_padding(arguments, padding, blind)
-            backend, reason = _choose(backend, arguments, v, score_network.activation)
+            backend, reason = _choose(backend, arguments, v, activation)
         if not reason:
-            activation = score_network.activation
             out, _ = fused_attention(*arguments, v, activation, causal, backend)
             return out if blind is None else out.masked_fill(blind, 0)
         if backend != "auto":
@@ -88,7 +95,7 @@ def neural_attention(
     visible = visible_keys(q, k, causal, mask)
     with without_autocast(q):  # as precise as the kernels
         weights = masked_softmax(score_network(q, k, project) * scale, visible, bias)
-    return weights.to(v.dtype) @ v
+        return weights.to(v.dtype) @ v
 
 
 def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:
@@ -102,6 +109,14 @@ def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple
             return fastest, None
         _say(f"attention uses the chunked backend: {fastest}: {reason}")
     return "chunked", BACKENDS["chunked"].unsupported(*arguments, v, activation)
+
+
+@constant_in_graphs
+def _transformed() -> bool:
+    """Whether torch.func (grad, jvp, vmap) is at work: jvp would take the kernels' derivative in
+    forward mode, which they do not have, for 0.
+    """
+    return torch._C._are_functorch_transforms_active()
 
 
 @constant_in_graphs

@@ -28,26 +28,28 @@ def forward(a, c, mid_weight, mid_bias, out_weight, v, activation, causal):
     """See `ops`."""
     act = ACTIVATIONS[activation]
     out, lse = v.new_empty(*a.shape[:3], v.shape[3]), a.new_empty(a.shape[:3])
-    for rows, keys in _chunks(a, c, causal):
+    for rows, keys in _chunks(a, c, mid_weight, causal):
         *_, last = _hidden(a[:, :, rows], c[:, :, :keys], mid_weight, mid_bias, act)
         scores = _hide(_mix(out_weight, map(act, last)), causal)
         largest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(largest).exp_()
         total = weights.sum(-1, keepdim=True)
-        out[:, :, rows] = (weights.to(v.dtype) @ v[:, :, :keys]) / total
         lse[:, :, rows] = (largest + total.log()).squeeze(-1)
+        # divided first: in fp16 the sum of many values overflows where their mean does not
+        out[:, :, rows] = weights.div_(total).to(v.dtype) @ v[:, :, :keys]
     return out, lse
 
 
 def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, activation, causal):
     """See `ops`."""
     act, back = ACTIVATIONS[activation], BACK[activation]
-    da, dc, dv, d_out = (x.new_zeros(x.shape) for x in (a, c, v, out_weight))  # contiguous
+    da, dc, d_out = (x.new_zeros(x.shape) for x in (a, c, out_weight))  # contiguous
+    dv = v.new_zeros(v.shape, dtype=a.dtype)  # a sum over chunks, which 16 bits would stop
     d_mid = d_bias = None
     if mid_weight is not None:
         d_mid, d_bias = (x.new_zeros(x.shape) for x in (mid_weight, mid_bias))
-    delta = (grad_out * out).sum(-1, keepdim=True, dtype=a.dtype)
-    for rows, keys in _chunks(a, c, causal):
+    delta = (grad_out.to(a.dtype) * out).sum(-1, keepdim=True)
+    for rows, keys in _chunks(a, c, mid_weight, causal):
         a_here, c_here = a[:, :, rows], c[:, :, :keys]
         first, *second = _hidden(a_here, c_here, mid_weight, mid_bias, act)
         last = second[0] if second else first
@@ -55,7 +57,11 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
         weights = _hide(_mix(out_weight, units), causal).sub_(lse[:, :, rows, None]).exp_()
         upstream = grad_out[:, :, rows].to(v.dtype)
         values = weights.to(v.dtype).flatten(0, 1)
-        dv.flatten(0, 1)[:, :keys].baddbmm_(values.mT, upstream.flatten(0, 1))
+        here = dv.flatten(0, 1)[:, :keys]
+        if dv.dtype == v.dtype:
+            here.baddbmm_(values.mT, upstream.flatten(0, 1))
+        else:
+            here += values.mT @ upstream.flatten(0, 1)
         grad = (upstream @ v[:, :, :keys].mT).to(a.dtype)
         grad = grad.sub_(delta[:, :, rows]).mul_(weights)  # of the scores
 
@@ -79,7 +85,7 @@ def backward(grad_out, a, c, mid_weight, mid_bias, out_weight, v, out, lse, acti
         da[:, :, rows] = by_query
         dc[:, :, :keys] += by_key
         d_out += linear if activation in HOMOGENEOUS else _products([grad], units)[:, 0]
-    return da, dc, d_mid, d_bias, d_out, dv
+    return da, dc, d_mid, d_bias, d_out, dv.to(v.dtype)
 
 
 def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | None:
@@ -87,10 +93,11 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
     return None
 
 
-def _chunks(a: Tensor, c: Tensor, causal: bool):
+def _chunks(a: Tensor, c: Tensor, mid_weight: Tensor | None, causal: bool):
     """Rows of queries and how many keys the last of them sees."""
     (batch, heads, n, h), m = a.shape, c.shape[2]
-    pairs = VALUES // h if a.is_cuda else PAIRS
+    units = h if mid_weight is None else h + mid_weight.shape[1]
+    pairs = VALUES // units if a.is_cuda else PAIRS
     queries = max(1, pairs // (batch * heads * m))
     for start in range(0, n, queries):
         stop = min(start + queries, n)

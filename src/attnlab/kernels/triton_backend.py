@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnlab.errors import first_line
-from attnlab.functional import ACTIVATIONS, constant_in_graphs
+from attnlab.functional import constant_in_graphs
 from attnlab.kernels.triton_kernels import (
     backward_cols_kernel,
     backward_rows_kernel,
@@ -58,8 +58,6 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation: str) -> s
         return "the GPU is older than compute capability 8.0"
     if v.device.type == "cuda" and (problem := driver_problem()):
         return problem
-    if activation not in ACTIVATIONS:
-        return f"activation {activation}: must be one of {', '.join(ACTIVATIONS)}"
     if v.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"dtype {v.dtype} of v: must be float32, float16 or bfloat16"
     if v.dtype == torch.bfloat16 and INTERPRETED:

@@ -67,7 +67,21 @@ class Positions(nn.Module):
         return self.residual * x + y if self.residual else y
 
 
-class Rotary(nn.Module):
+class Float32Tables(nn.Module):
+    """A module whose buffers are float32 also where the model around it is cast to 16 bits: the
+    angles of neighbouring tokens may be closer than 16 bits tell apart.
+    """
+
+    def _apply(self, fn, recurse: bool = True):
+        before = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, table in self.named_buffers(recurse=False):
+            if table.dtype.itemsize < before[name].dtype.itemsize:
+                setattr(self, name, before[name].to(table.device))
+        return self
+
+
+class Rotary(Float32Tables):
     """Rotary positions (Su et al., arXiv 2104.09864, eq 34): entries 2i and 2i + 1 of the query or
     key of token t are turned by the angle t * 10000^(-2i/D), so that q . k depends on the distance
     of two tokens only. In vision t counts the class token and then patches row by row.
@@ -83,8 +97,7 @@ class Rotary(nn.Module):
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
         """(B, H, N, D) -> (B, H, N, D); start: as in `Positions.forward`. 16-bit x is
-        rotated in float32: the angles of neighbouring tokens may be closer than 16 bits tell
-        apart.
+        rotated in float32.
         """
         here = slice(start, start + x.shape[-2])
         cos, sin = self.cos[here], self.sin[here]
@@ -96,7 +109,7 @@ class Rotary(nn.Module):
         return turned.flatten(-2).to(x.dtype)
 
 
-class Alibi(nn.Module):
+class Alibi(Float32Tables):
     """Attention with linear biases (Press et al., arXiv 2108.12409): a score gets -m_h times the
     distance of key and query, for causal attention. Head h = 1, ..., H has m_h = 2^(-8h/H); where
     H is no power of two, heads up to the power K below it have those of K, and the others the

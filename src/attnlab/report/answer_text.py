@@ -2,13 +2,22 @@
 
 from attnlab.config.measures import quantity
 from attnlab.report import statistics
-from attnlab.report.compare import Comparison
+from attnlab.report.compare import Comparison, fingerprints
 from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
+from attnlab.report.notes import DIFFERENT
 from attnlab.report.questions import Answer
 from attnlab.report.rules import conclusion
-from attnlab.report.run_notes import code_changes, repeats
+from attnlab.report.run_notes import (
+    code_changes,
+    differences,
+    failures,
+    listed,
+    repeats,
+    selection,
+)
 from attnlab.report.tables import DASH, Table, effect_text
+from attnlab.report.tuning import edges
 from attnlab.report.verdicts import Verdict, verdict
 
 RATES = {"common": "one for all arms", "own": "each arm's own, chosen by its trials"}
@@ -42,10 +51,16 @@ def verdicts(answer: Answer) -> list[tuple[str, str]]:
         return [(tag(answer), said)]
     found = []
     for contrast in answer.contrasts:
-        judged = judge(answer, contrast)
-        word, reason = (judged.word, judged.reason) if judged else ("no verdict", "no paired runs")
+        if judged := judge(answer, contrast):
+            word, reason = judged.word, judged.reason
+        else:
+            word, reason = "no verdict", _why_none(answer)
         found.append((word, f"{answer.name(contrast)}: {reason}"))
     return found
+
+
+def _why_none(answer: Answer) -> str:
+    return DIFFERENT if len(fingerprints(answer.runs)) > 1 else "no paired runs"
 
 
 def table(answer: Answer) -> Table:
@@ -121,32 +136,28 @@ def notes(answer: Answer) -> list[str]:
     if answer.missing:
         of = len(answer.runs) + answer.missing
         said.append(f"{len(answer.runs)} of {of} registered runs are finished.")
-    if answer.failed:
-        named = [f"{r.config['model.name']} seed {r.config['seed']}" for r in answer.failed]
-        causes = sorted({run.cause.partition(":")[0] for run in answer.failed})
-        said.append(f"WARNING: failed: {_listed(named)} ({', '.join(causes)}).")
+    said += failures(answer.failed)
     said += repeats(answer.repeated)
     said += code_changes(answer.runs)
+    said += selection(answer.place)
+    said += differences({run.config["model.name"]: run.config for run in answer.runs})
+    for tuning in answer.tunings:
+        said += edges(tuning, f"in {tuning.title}, " if len(answer.tunings) > 1 else "")
     if answer.others:
         arms = sorted({run.config["model.name"] for run in answer.others})
         seeds = sorted({run.config["seed"] for run in answer.others})
         said.append(
             f"Exploratory, and not counted here: {len(answer.others)} more runs of the same "
             f"configuration, which differ from the registered ones by arm, setting or seed (arms "
-            f"{', '.join(arms)}; seeds {_listed(seeds)})."
+            f"{', '.join(arms)}; seeds {listed(seeds)})."
         )
     said.append(
         "Effects are paired by seed; positive is better. All registered intervals are "
         "simultaneous 95 % intervals. An effect is called equivalent if its whole interval is "
-        "nearer to 0 than the smallest effect of interest: two one-sided tests, each at half of "
-        "the interval's error."
+        "nearer to 0 than the smallest effect of interest, also where it excludes 0: two "
+        "one-sided tests, each at half of the interval's error."
     )
     return said + planning(answer)
-
-
-def _listed(items: list) -> str:
-    more = f" and {len(items) - 8} more" if len(items) > 8 else ""
-    return ", ".join(map(str, items[:8])) + more
 
 
 def planning(answer: Answer) -> list[str]:
@@ -160,9 +171,11 @@ def planning(answer: Answer) -> list[str]:
     n = statistics.planned_seeds(widest.sd, smallest, widest.level, widest.floor)
     need = f"{n:,} seeds are" if n else f"more than {statistics.MAX_SEEDS:,} seeds would be"
     sd = quantity(widest.sd, widest.unit, ".2g")
+    few = n is None and statistics.planned_seeds(widest.sd, smallest, widest.level)
+    samples = ", and with so few test samples" if few else ""
     return [
         f"Paired effects spread by up to {sd} (standard deviation over {widest.n} seeds). At "
-        f"that spread, {need} needed to call equal arms equivalent within "
+        f"that spread{samples}, {need} needed to call equal arms equivalent within "
         f"{quantity(smallest, widest.unit)} with a probability of 90 %."
     ]
 
@@ -170,12 +183,12 @@ def planning(answer: Answer) -> list[str]:
 def marks(comparison: Comparison, found: list[Answer]) -> str:
     """Which question registered a comparison's runs; `exploratory` if none did."""
     runs = {run.folder for run in comparison.runs}
-    names = [
-        answer.experiment
-        for answer in found
-        if not answer.deviations and runs & {run.folder for run in answer.runs}
-    ]
-    return f"in part registered: {', '.join(names)}" if names else "exploratory"
+    asked = [answer for answer in found if runs & {run.folder for run in answer.runs}]
+    said = []
+    for word in ("registered", "registration not verified"):
+        if names := [answer.experiment for answer in asked if tag(answer) == word]:
+            said.append(f"in part {word}: {', '.join(names)}")
+    return ", ".join(said) or "exploratory"
 
 
 def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:

@@ -32,6 +32,7 @@ NEEDED: dict[str, type | UnionType | set[str]] = {
     **dict.fromkeys(NAMES, str),
     **dict.fromkeys(SIZES, int),
     **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),
+    "trainer.lr": int | float,
 }
 # Keys of the metrics.jsonl rows that a report shows; the last is in every row with diagnostics.
 SHOWN = ('"val/', '"test/', "/dead_scorer", "/saturated", '"representation/')

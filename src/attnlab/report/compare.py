@@ -49,6 +49,12 @@ class Arm:
         return [r for r in self.runs if r.value is not None and r.folder not in counted]
 
     @property
+    def failed(self) -> list[Run]:
+        """One run of every seed that has ended, and none of whose runs has a result."""
+        ended = (run for run in self.one_each if run.status in ("failed", "finished"))
+        return [run for run in ended if run.config["seed"] not in self.counted]
+
+    @property
     def values(self) -> dict[int, float]:
         """seed -> test metric."""
         return {seed: run.value for seed, run in self.counted.items()}

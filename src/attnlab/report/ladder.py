@@ -143,9 +143,9 @@ def _cell(ladder: Ladder, arm: str, level: Level) -> str:
     found = ladder.accuracy[arm].get(level)
     if not found:
         return DASH
-    lowest = (
-        f" (lowest of {len(found)}: {_percent(min(found))})" if len(found) > 1 else " (single)"
-    )
+    if len(found) == 1:
+        return f"{_percent(found[0])} (single)"
+    lowest = f" (lowest of {len(found)}: {_percent(min(found))})"
     return _percent(fmean(found)) + ("" if ladder.solved(arm, level) else lowest)
 
 

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from attnlab.config.measures import PERPLEXITY
-from attnlab.config.schema import PER_ARM
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
-from attnlab.report.run_notes import code_changes, repeats
+from attnlab.report.run_notes import code_changes, differences, failures, repeats, selection
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import DIRTY, commit, judge
 
@@ -48,7 +47,7 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
             found = judge(arm, effect)
             more = ""
             if found.needed:
-                more = f"; about {found.needed} seeds would decide"
+                more = f"; about {found.needed} seeds would decide, if mean and spread stay"
             elif effect.sd is not None and found.word in OPEN:
                 more = f"; {MAX_SEEDS:,} seeds would not decide"
             said.append((found.word, f"{arm.label}: {found.reason}{more}"))
@@ -100,14 +99,7 @@ def _data(comparison: Comparison) -> Iterable[str]:
 
 
 def _arms(comparison: Comparison) -> Iterable[str]:
-    for key in sorted(PER_ARM):
-        values = {arm.label: arm.own[key] for arm in comparison.arms if key in arm.own}
-        if len(set(values.values())) > 1:
-            said = ", ".join(f"{value} in {label}" for label, value in values.items())
-            yield (
-                "The arms differ by more than attention, as they do in the released code: "
-                f"{key} is {said}."
-            )
+    yield from differences({arm.label: arm.own for arm in comparison.arms})
     for arm in comparison.arms:
         changed = arm_deviations(arm.config)
         if changed and not comparison.ablation:  # whose labels say it
@@ -116,11 +108,7 @@ def _arms(comparison: Comparison) -> Iterable[str]:
 
 
 def _selection(comparison: Comparison) -> Iterable[str]:
-    if comparison.config["trainer.select_on"] == "test":
-        yield (
-            "Checkpoints were selected on the test split (trainer.select_on=test, as the released "
-            "code does), so every test number here is optimistic."
-        )
+    yield from selection(comparison.config)
 
 
 def _runs(comparison: Comparison) -> Iterable[str]:
@@ -130,6 +118,7 @@ def _runs(comparison: Comparison) -> Iterable[str]:
         yield "Every number is a single run of one seed: it has no spread, and decides nothing."
     elif most > 1:
         yield _intervals(comparison)
+    yield from failures([run for arm in arms for run in arm.failed])
     yield from repeats([run for arm in arms for run in arm.repeated])
     if len(comparison.fingerprints) > 1:
         said = ", ".join(sorted(comparison.fingerprints))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+from hydra.errors import HydraException
 
 from attnlab.config.compose import CONFIGS, compose_config, plain
 from attnlab.config.messages import validate
@@ -35,6 +36,7 @@ ANY = {
     "translation": ("data=translation", "data.path=any"),
 }
 MOST_NAMED = 4  # keys in a sentence
+VERSION = "code_version"
 
 
 @dataclass
@@ -44,7 +46,8 @@ class Answer:
     place: what all its runs agree in. deviations: why this is not what was registered; empty if it
     is. runs: the finished ones that count. missing: how many registered ones do not yet; failed:
     those of them that have ended. repeated: finished ones whose seed another run of `runs` has.
-    others: runs of the same place with other seeds or arms.
+    others: runs of the same place with other seeds or arms. tunings: those that chose the arms'
+    learning rates.
     """
 
     experiment: str
@@ -58,6 +61,7 @@ class Answer:
     failed: list[Run] = field(default_factory=list)
     repeated: list[Run] = field(default_factory=list)
     others: list[Run] = field(default_factory=list)
+    tunings: list[Tuning] = field(default_factory=list)
     title: str = ""
     slug: str = ""
 
@@ -86,14 +90,18 @@ def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]
     found: dict[str, Answer] = {}
     for experiment, question in questions().items():
         kind = _composed(experiment)["data.kind"]
-        places = _by_place(question, kind, readable)
+        of_kind = [run for run in readable if run.config["data.kind"] == kind]
+        places = _by_place(question, of_kind)
         if question.learning_rate == "own":  # where arms have one, runs at another do not count
             at_own = (run for tuning in tunings for run in tuning.at_own_rates)
-            places |= _by_place(question, kind, at_own)
+            tuned = _by_place(question, (r for r in at_own if r.config["data.kind"] == kind), True)
+            places = tuned | {
+                place: members
+                for place, members in places.items()
+                if naming.frozen(_place(members[0].config, question, True)) not in tuned
+            }
         for place, members in places.items():
-            answer = _answer(experiment, question, members)
-            if question.learning_rate == "own":
-                answer.deviations += _untuned(question, members, tunings)
+            answer = _answer(experiment, question, members, _chosen(question, members, tunings))
             key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
             known = found.get(key)
             if _asked(answer) and (not known or len(answer.deviations) < len(known.deviations)):
@@ -122,30 +130,42 @@ def _asked(answer: Answer) -> bool:
     return bool(arms & set(question.treated) and arms & set(question.controls))
 
 
-def _by_place(question: Question, kind: str, runs: Iterable[Run]) -> dict[str, list[Run]]:
+def _by_place(
+    question: Question, runs: Iterable[Run], at_own_rates: bool = False
+) -> dict[str, list[Run]]:
     places: dict[str, list[Run]] = {}
-    for run in (run for run in runs if run.config["data.kind"] == kind):
-        places.setdefault(naming.frozen(_place(run.config, question)), []).append(run)
+    for run in runs:
+        place = naming.frozen(_place(run.config, question, at_own_rates))
+        places.setdefault(place, []).append(run)
     return places
 
 
-def _place(config: dict[str, Any], question: Question) -> dict[str, Any]:
+def _place(config: dict[str, Any], question: Question, at_own_rates: bool) -> dict[str, Any]:
     """What all runs of an answer agree in."""
-    free = question.values[0].keys() | ({RATE} if question.learning_rate == "own" else set())
+    free = question.values[0].keys() | ({RATE} if at_own_rates else set())
     return {k: v for k, v in shared(config).items() if k not in free and can_change_result(k)}
 
 
-def _untuned(question: Question, members: list[Run], tunings: list[Tuning]) -> Iterator[str]:
-    """Where the learning rates are not those that the registered trials choose."""
+def _chosen(question: Question, members: list[Run], tunings: list[Tuning]) -> list[Tuning]:
+    """The tunings that chose the rates of these runs, where the question asks for that."""
     folders = {run.folder for run in members}
-    seeds = [t.seeds for t in tunings if folders & {run.folder for run in t.at_own_rates}]
-    if not seeds:
+    own = tunings if question.learning_rate == "own" else []
+    return [t for t in own if folders & {run.folder for run in t.at_own_rates}]
+
+
+def _untuned(question: Question, tunings: list[Tuning]) -> Iterator[str]:
+    """Where the learning rates are not those that the registered trials choose."""
+    if question.learning_rate == "common":
+        return
+    if not tunings:
         yield "one learning rate for all arms instead of each arm's own (tune=lr)"
-    for other in (found for found in seeds if found != sorted(question.tuning_seeds)):
+    for other in (t.seeds for t in tunings if t.seeds != sorted(question.tuning_seeds)):
         yield f"tune.seeds={other} instead of {question.tuning_seeds}"
 
 
-def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
+def _answer(
+    experiment: str, question: Question, members: list[Run], tunings: list[Tuning]
+) -> Answer:
     names = [_setting_name(question, values) for values in question.values]
     cells: dict[tuple[str, str], dict[int, Run]] = {}
     others, failed, repeated = [], [], []
@@ -160,23 +180,28 @@ def _answer(experiment: str, question: Question, members: list[Run]) -> Answer:
             seeds = cells.setdefault((names[setting], arm), {})
             if seeds.setdefault(run.config["seed"], run) is not run:
                 repeated.append(run)
-        elif run.status == "failed":
+        elif run.status in ("failed", "finished"):  # or its result is not a number
             failed.append(run)
     counted = [run for found in cells.values() for run in found.values()]
-    config = members[0].config
+    place = _place(members[0].config, question, at_own_rates=bool(tunings))
     asked = registration(experiment, question)
     return Answer(
         experiment=experiment,
         question=question,
         registration=asked,
-        place=_place(config, question),
-        deviations=[*_deviations(experiment, question, config), *_too_early(asked, counted)],
+        place=place,
+        deviations=[
+            *_deviations(experiment, question, place),
+            *_untuned(question, tunings),
+            *_too_early(asked, counted),
+        ],
         contrasts=list(contrasts(question, names, cells)),
         runs=counted,
         missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
         failed=failed,
         repeated=repeated,
         others=others,
+        tunings=tunings,
     )
 
 
@@ -203,28 +228,30 @@ def _setting_name(question: Question, values: dict[str, Any]) -> str:
     return " ".join(f"{key}={typed(value)}" for key, value in (changed or values).items())
 
 
-def _deviations(experiment: str, question: Question, config: dict[str, Any]) -> Iterator[str]:
-    """Where a run is not what its experiment is at this scale. Scale and protocol are stated with
-    every answer and are free.
+def _deviations(experiment: str, question: Question, place: dict[str, Any]) -> Iterator[str]:
+    """Where a place is not what its experiment is at this scale. Scale and protocol are stated
+    with every answer and are free.
     """
-    here = (f"scale={config['scale']}", f"protocol={config['protocol']}")
-    data = _composed(experiment, *here)["data.name"]
-    if config["data.name"] != data:
-        yield f"data={config['data.name']} instead of {data}"
-    name = config["data.name"]
+    here = (f"scale={place['scale']}", f"protocol={place['protocol']}")
+    name = place["data.name"]
     generic = name in ("text", "images")  # a folder may be called so
     shipped = not generic and (CONFIGS / "data" / f"{name}.yaml").is_file()
-    choice = (f"data={name}",) if shipped else ANY[config["data.kind"]]
+    choice = (f"data={name}",) if shipped else ANY[place["data.kind"]]
     try:
-        expected = _place(_composed(experiment, *here, *choice), question)
-    except BadInput:  # the experiment sets keys that this data does not have or allow
+        data = _composed(experiment, *here)["data.name"]
+        if name != data:
+            yield f"data={name} instead of {data}"
+        composed = _composed(experiment, *here, *choice)
+    except (BadInput, HydraException):  # it sets keys that this data does not have or allow
+        yield f"experiment={experiment} cannot have {' '.join((*here, *choice))}"
         return
-    found = _place(config, question)
+    expected = _place(composed, question, at_own_rates=RATE not in place)
     if not shipped:  # there is nothing that its keys could be held to
-        expected |= {key: found[key] for key in found if key.startswith("data.")}
-    keys = [k for k in expected | found if expected.get(k) != found.get(k)]
+        expected |= {key: place[key] for key in place if key.startswith("data.")}
+    # what an earlier code version answers was registered as well
+    keys = [k for k in expected | place if expected.get(k) != place.get(k) and k != VERSION]
     for key in keys[:MOST_NAMED]:
-        yield f"{key}={typed(found.get(key))} instead of {typed(expected.get(key))}"
+        yield f"{key}={typed(place.get(key))} instead of {typed(expected.get(key))}"
     if len(keys) > MOST_NAMED:
         yield f"{len(keys) - MOST_NAMED} more keys differ"
 

@@ -1,8 +1,50 @@
 """What a reader must know of the runs behind a comparison or an answer, in sentences."""
 
 from collections.abc import Iterable
+from typing import Any
 
+from attnlab.config.schema import PER_ARM
 from attnlab.report.collect import Run
+
+MOST_LISTED = 8
+
+
+def selection(config: dict[str, Any]) -> Iterable[str]:
+    """Of all runs that agree in this."""
+    if config["trainer.select_on"] == "test":
+        yield (
+            "Checkpoints were selected on the test split (trainer.select_on=test, as the released "
+            "code does), so every test number here is optimistic."
+        )
+
+
+def differences(arms: dict[str, dict[str, Any]]) -> Iterable[str]:
+    """What sets arms apart beside attention, by label."""
+    for key in sorted(PER_ARM):
+        values = {label: config[key] for label, config in arms.items() if key in config}
+        if len(set(values.values())) > 1:
+            said = ", ".join(f"{value} in {label}" for label, value in values.items())
+            yield (
+                "The arms differ by more than attention, as they do in the released code: "
+                f"{key} is {said}."
+            )
+
+
+def failures(failed: list[Run]) -> Iterable[str]:
+    """A warning: which runs fail may depend on the arm, and those left may be the better ones."""
+    if failed:
+        named = [f"{run.config['model.name']} seed {run.config['seed']}" for run in failed]
+        causes = sorted({run.cause.partition(":")[0] for run in failed})
+        yield (
+            f"WARNING: without a result: {listed(named)} ({', '.join(causes)}); what the others "
+            "show may be too good for their arm."
+        )
+
+
+def listed(items: list) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(items) - MOST_LISTED} more" if len(items) > MOST_LISTED else ""
+    return ", ".join(map(str, items[:MOST_LISTED])) + more
 
 
 def repeats(repeated: list[Run]) -> Iterable[str]:
@@ -17,12 +59,12 @@ def repeats(repeated: list[Run]) -> Iterable[str]:
 
 
 def code_changes(runs: Iterable[Run]) -> list[str]:
-    """A warning if not all starts of the runs had the same code."""
+    """A warning if not all starts of the runs are known to have had the same code."""
     starts = [start for run in runs for start in run.starts]
-    sources = sorted({start["source"] for start in starts if "source" in start})
+    sources = sorted({start.get("source", "unknown") for start in starts})
     if len(sources) < 2:
         return []
     return [
-        "WARNING: the code that computes results was changed between these runs "
+        "WARNING: the code that computes results was or may have been changed between these runs "
         f"(source {', '.join(sources)} in env.json); a difference may be the code's."
     ]

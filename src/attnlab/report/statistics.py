@@ -127,11 +127,19 @@ def paired_effect(
     """
     values = list(per_seed(arm, control, measure).values())
     floor = sampling_error(fmean(values), samples) if samples and values else 0.0
-    return effect_of(values, measure.unit, level, floor if measure is ACCURACY else 0.0)
+    most = math.inf if measure.unit == "%" else measure.factor * (measure.high - measure.low)
+    return effect_of(values, measure.unit, level, floor if measure is ACCURACY else 0.0, most)
 
 
-def effect_of(values: Sequence[float], unit: str, level: float, floor: float = 0.0) -> Effect:
-    """The effect with these values over seeds, whose standard error is at least `floor`.
+def effect_of(
+    values: Sequence[float],
+    unit: str,
+    level: float,
+    floor: float = 0.0,
+    most: float = math.inf,
+) -> Effect:
+    """The effect with these values over seeds, whose standard error is at least `floor`, and whose
+    size cannot be more than `most`.
 
     Errors: ValueError if there are no values, or one is not finite.
     """
@@ -139,9 +147,8 @@ def effect_of(values: Sequence[float], unit: str, level: float, floor: float = 0
     if s.sd is None or (floor == 0 and s.sd <= ROUNDING * max(1, abs(s.mean))):
         return Effect(s.n, s.mean, None, None, None, unit, level, p=None, p_holm=None)
     effect = Effect(s.n, s.mean, s.sd, None, None, unit, level, None, None, floor)
-    low, high = s.mean - effect.half_width(s.n), s.mean + effect.half_width(s.n)
-    if unit != "%":
-        low, high = max(-100.0, low), min(100.0, high)
+    low = max(-most, s.mean - effect.half_width(s.n))
+    high = min(most, s.mean + effect.half_width(s.n))
     p = float(2 * stats.t.sf(abs(s.mean) / effect.error(s.n), s.n - 1))
     return replace(effect, low=low, high=high, p=p, p_holm=p)
 

@@ -7,7 +7,7 @@ Trials choose a rate and do nothing else: a run with a seed of theirs is in no e
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median_high
 from typing import Any
 
 from attnlab.config.measures import PERPLEXITY, Measure
@@ -27,7 +27,7 @@ Values = dict[int, float]  # seed -> test metric
 class Tuned:
     """One arm. response: rate -> validation metric of its trials. own: the rate that they choose.
     fresh: rate -> test metric, of the seeds that are not for tuning. own is None until every trial
-    is finished.
+    is finished, and while most arms have been tried at more rates.
     """
 
     arm: Arm
@@ -38,9 +38,9 @@ class Tuned:
 
 @dataclass
 class Tuning:
-    """Arms whose runs agree in everything but arm, seed and learning rate. common: the rate at
-    which all arms have been run, no trials, with most runs; None without one. at_common, at_own:
-    effects over the dot product by label.
+    """Arms whose runs agree in everything but arm, seed and learning rate. shared: the rates at
+    which all arms have been run, no trials. common: that of them with most runs; None without one.
+    at_common, at_own: effects over the dot product by label.
     """
 
     title: str
@@ -49,6 +49,7 @@ class Tuning:
     seeds: list[int]
     arms: list[Tuned]
     common: float | None
+    shared: set[float]
     at_common: dict[str, Effect]
     at_own: dict[str, Effect]
 
@@ -72,7 +73,7 @@ class Tuning:
 
 def tunings(runs: Iterable[Run]) -> tuple[list[Tuning], list[Run]]:
     """All tunings, and the runs to be compared as ever: all but trials, runs with a tuning seed,
-    and those at an own rate that is not the common one.
+    and those at an own rate at which not all arms were run.
     """
     groups: dict[str, list[Run]] = {}
     rest = []
@@ -87,7 +88,8 @@ def tunings(runs: Iterable[Run]) -> tuple[list[Tuning], list[Run]]:
     found = [_tuning(*each) for each in zip(titles, slugs, tuned, strict=True)]
     rest += [run for group in groups.values() if group not in tuned for run in group]
     for tuning, group in zip(found, tuned, strict=True):
-        chosen = {run.folder for run in tuning.at_own_rates if run.config[RATE] != tuning.common}
+        alone = (run for run in tuning.at_own_rates if run.config[RATE] not in tuning.shared)
+        chosen = {run.folder for run in alone}
         kept = (run for run in group if run.config["seed"] not in tuning.seeds)
         rest += [run for run in kept if run.folder not in chosen]
     return found, rest
@@ -105,10 +107,12 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
     seeds = sorted({run.config["seed"] for run in group if _is_trial(run)})
     measure = group[0].measure
     groups = arms_of(group)
-    # arms may have other rates, but not fewer: a sweep that was stopped has tried an arm at some
-    rates = max(len(_tried(arm)) for arm in groups)
+    # arms may have other rates, but not fewer than most: a sweep that was stopped has tried an arm
+    # at some, while a single trial more of one arm leaves the others as they were
+    rates = median_high([len(tried) for arm in groups if (tried := _tried(arm))])
     arms = [_tuned(arm, seeds, rates, measure) for arm in groups]
-    common = _common(arms)
+    shared_rates = _shared_rates(arms)
+    common = _common(arms, shared_rates)
     fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
         "common": {t.arm.label: t.fresh.get(common, {}) for t in arms},
@@ -124,17 +128,28 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
 
     effects_at = {name: effects(values) for name, values in at.items()}
     return Tuning(
-        title, short, measure, seeds, arms, common, effects_at["common"], effects_at["own"]
+        title,
+        short,
+        measure,
+        seeds,
+        arms,
+        common,
+        shared_rates,
+        effects_at["common"],
+        effects_at["own"],
     )
 
 
-def _common(arms: list[Tuned]) -> float | None:
-    """The rate at which every arm that was run has runs, those with most runs; of several one that
-    no arm chose.
-    """
-    run = [tuned for tuned in arms if tuned.fresh]
+def _shared_rates(arms: list[Tuned]) -> set[float]:
+    """The rates at which every arm that was run has runs."""
+    run = [set(tuned.fresh) for tuned in arms if tuned.fresh]
+    return set.intersection(*run) if run else set()
+
+
+def _common(arms: list[Tuned], rates: set[float]) -> float | None:
+    """Of these rates the one with most runs; of several one that no arm chose."""
     own = {tuned.own.rate for tuned in arms if tuned.own}
-    rates = set.intersection(*(set(tuned.fresh) for tuned in run)) if run else set()
+    run = [tuned for tuned in arms if tuned.fresh]
     counts = {rate: sum(len(tuned.fresh[rate]) for tuned in run) for rate in sorted(rates)}
     return max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
 
@@ -212,12 +227,16 @@ def notes(tuning: Tuning) -> list[str]:
         "own rate. No run with a tuning seed is in any effect. Intervals are simultaneous 95 % "
         "intervals within a column."
     ]
-    if edges := [t.arm.label for t in tuning.arms if t.own and t.own.at_edge]:
-        said.append(
-            f"WARNING: the best rate of {', '.join(edges)} lies at the grid's edge, so a better "
-            "one may lie beyond it: more tune.factors would show."
+    return [*said, *edges(tuning)]
+
+
+def edges(tuning: Tuning, where: str = "") -> Iterable[str]:
+    """A warning where an arm's best rate is the smallest or the largest that it was tried at."""
+    if found := [t.arm.label for t in tuning.arms if t.own and t.own.at_edge]:
+        yield (
+            f"WARNING: {where}the best rate of {', '.join(found)} lies at the grid's edge, so a "
+            "better one may lie beyond it: more tune.factors would show."
         )
-    return said
 
 
 def curves(tuning: Tuning) -> Curves:

@@ -3,16 +3,19 @@
 import math
 from dataclasses import dataclass
 
+from scipy import stats
+
 from attnlab.config.measures import quantity
-from attnlab.report.statistics import MAX_SEEDS, Effect, equivalent
+from attnlab.report.statistics import MAX_SEEDS, POWER, Effect, equivalent
 
 
 @dataclass(frozen=True)
 class Verdict:
     """One word, the plain reason with the numbers, and how many seeds would decide.
 
-    needed: for an open verdict, a projection from the mean and sd measured so far; None if more
-        than 1000 would be needed, if there is no sd yet, or if it is decided.
+    needed: for an open verdict, how many would decide with a probability of 90 % if the mean and
+        sd measured so far are the true ones; None if more than 1000 would be needed, if there is
+        no sd yet, or if it is decided.
     """
 
     word: str
@@ -46,7 +49,7 @@ def verdict(effect: Effect, published: float | None, smallest: float | None = No
 
 
 # Each gives the word, the rest of the reason and, for an open verdict, the margin: the interval
-# decides as soon as its half-width is below it.
+# decides as soon as its half-width is below it, if the mean is as it was.
 
 
 def _against_published(e: Effect, published: float) -> tuple[str, str, float | None]:
@@ -99,4 +102,6 @@ def _seeds_needed(e: Effect, margin: float | None) -> int | None:
     if margin is None:
         return None
     more = range(e.n + 1, MAX_SEEDS + 1)
-    return next((n for n in more if e.half_width(n) < margin), None)
+    # with a half-width of the margin itself, the mean of so many seeds decides every second time
+    chance = stats.norm.ppf(POWER)
+    return next((n for n in more if e.half_width(n) + chance * e.error(n) < margin), None)

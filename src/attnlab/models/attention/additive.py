@@ -9,6 +9,7 @@ without scale, weight for weight, so the same fused kernels serve.
 import torch
 from torch import Tensor, nn
 
+from attnlab.errors import BadInput
 from attnlab.functional import at_least_float32, without_autocast
 from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
@@ -48,7 +49,7 @@ class AdditiveScore(nn.Module):
 
 class AdditiveAttention(SoftmaxAttention):
     """hidden: width of the hidden layer, None for the head width; per_head: a network for each
-    head; backend: as for Neural Attention.
+    head; backend: as for Neural Attention. Errors: `BadInput` for a width below 1.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class AdditiveAttention(SoftmaxAttention):
         backend: str = "auto",
     ):
         super().__init__(heads, head_width)
+        if hidden is not None and hidden < 1:
+            raise BadInput(f"hidden={hidden}: must be a whole number from 1 on")
         groups = heads if per_head else 1
-        self.score = AdditiveScore(groups, head_width, hidden or head_width)
+        self.score = AdditiveScore(groups, head_width, head_width if hidden is None else hidden)
         self.backend = backend
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:

@@ -85,9 +85,11 @@ class Attention(nn.Module, ABC):
         """Mix values by attention weights; a subclass may do so by a faster way.
 
         q (B, H, N, D), k, v (B, H, M, D). causal, mask, bias, errors: as `mixing`. Returns
-        (B, H, N, D), 0 for a query that sees no key.
+        (B, H, N, D) in the dtype of v, 0 for a query that sees no key.
         """
-        return self.mixing(q, k, causal=causal, mask=mask, bias=bias).to(v.dtype) @ v
+        mixing = self.mixing(q, k, causal=causal, mask=mask, bias=bias)
+        with without_autocast(q):
+            return mixing.to(v.dtype) @ v
 
 
 class SoftmaxAttention(Attention):
@@ -117,6 +119,11 @@ class HeadLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(groups, outputs, inputs))
         self.bias = nn.Parameter(torch.empty(groups, 1, outputs)) if bias else None
         self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """Its sizes, for print."""
+        groups, outputs, inputs = self.weight.shape
+        return f"groups={groups}, inputs={inputs}, outputs={outputs}, bias={self.bias is not None}"
 
     def reset_parameters(self) -> None:
         """Uniform within 1 / sqrt(inputs), as nn.Linear."""

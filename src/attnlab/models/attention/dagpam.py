@@ -82,7 +82,7 @@ class DualAttention(Attention):
         torch's fused kernels.
         """
         plus, minus = (
-            dot_product(x.to(v.dtype), k, v, causal, mask, bias)
+            dot_product(x.to(v.dtype), k.to(v.dtype), v, causal, mask, bias)
             for x in (q, self.negative_query(q.relu()))
         )
         gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits

@@ -74,14 +74,13 @@ def dot_product(
     `Attention.forward`.
     """
     n, m = q.shape[-2], k.shape[-2]
-    if bias is not None:
-        check_bias(bias, (*q.shape[:-1], m))
-        visible = visible_keys(q, k, causal, mask)
-        if visible is not None:
-            bias = bias.masked_fill(~visible, -math.inf)
-        bias = bias.to(q.dtype).expand(*q.shape[:-1], m)
-        return F.scaled_dot_product_attention(q, k, v, bias)
-    if mask is None and n == m:  # torch aligns its own causal mask top left
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    visible = visible_keys(q, k, causal, mask)
-    return F.scaled_dot_product_attention(q, k, v, visible)
+    if bias is None and mask is None and n == m:  # torch aligns its own causal mask top left
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    else:
+        seen = visible_keys(q, k, causal, mask)
+        if bias is not None:
+            check_bias(bias, (*q.shape[:-1], m))
+            bias = bias if seen is None else bias.masked_fill(~seen, -math.inf)
+            seen = bias.to(q.dtype).expand(*q.shape[:-1], m)
+        out = F.scaled_dot_product_attention(q, k, v, seen)
+    return out.to(v.dtype)  # autocast makes it one of 16 bits

@@ -120,8 +120,10 @@ class NeuralAttention(SoftmaxAttention):
         backend: str = "auto",
     ):
         super().__init__(heads, head_width)
-        if hidden is not None and not isinstance(hidden, Sequence):
+        if hidden is not None and not (isinstance(hidden, Sequence) and hidden):
             raise BadInput(f"hidden={hidden}: must be a list of widths")
+        if projection_bias and d_prime is None:
+            raise BadInput("projection_bias=true: d_prime=null has no projection")
         sizes = [
             ("heads", heads),
             ("head_width", head_width),
@@ -132,11 +134,11 @@ class NeuralAttention(SoftmaxAttention):
                 raise BadInput(f"{name}={size}: must be a whole number from 1 on")
         self.heads = heads
         groups = heads if per_head else 1
-        width = d_prime or head_width
-        if d_prime:
+        width = head_width if d_prime is None else d_prime
+        if d_prime is not None:
             self.project_q = HeadLinear(groups, head_width, width, projection_bias)
             self.project_k = HeadLinear(groups, head_width, width, projection_bias)
-        self.projected = bool(d_prime)
+        self.projected = d_prime is not None
         self.score_network = ScoreNetwork(
             groups, [2 * width, *(hidden or [2 * width]), 1], activation
         )

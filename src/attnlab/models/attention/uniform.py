@@ -32,7 +32,8 @@ class UniformAttention(SoftmaxAttention):
         bias: Tensor | None = None,
     ) -> Tensor:
         """See `Attention.forward`; by a running mean, so that nothing N x M exists."""
-        blind = causal and k.shape[-2] < q.shape[-2]  # the first queries see no key
+        keys = k.shape[-2]
+        blind = keys == 0 or (causal and keys < q.shape[-2])  # the first queries see no key
         if mask is not None or bias is not None or blind:
             out = super().forward(q, k, v, causal=causal, mask=mask, bias=bias)
         else:
