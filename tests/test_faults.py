@@ -1,5 +1,6 @@
 """Faults inside a run: what is said, what is kept, and how it ends."""
 
+import errno
 import functools
 import json
 import math
@@ -18,8 +19,10 @@ from attnlab.config.schema import ADDED
 from attnlab.errors import NonFinite, OutOfResources
 from attnlab.models.transformer import Transformer
 from attnlab.run import run
+from attnlab.runs.folder import RunFolder
 from attnlab.runtime.signals import keeping_children
 from attnlab.training import checkpoint
+from attnlab.training.faults import explain
 from attnlab.training.resume import with_history
 
 
@@ -176,7 +179,7 @@ def test_text_needs_no_torchvision_home_or_place_for_temporary_files(train, tmp_
     (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
     paths = os.pathsep.join(filter(None, (str(broken.parent), os.environ.get("PYTHONPATH"))))
     env = {"PYTHONPATH": paths, "HOME": "/nowhere", "TMPDIR": "/nowhere"}
-    env |= {"LC_ALL": "C", "TZ": "Pacific/Apia"}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TZ": "Pacific/Apia"}
     code, _, err = train("scale=smoke", "hydra.run.dir=text", **env)
     assert code == 0, err
     code, _, err = train("scale=smoke", "data=digits", "hydra.run.dir=images", **env)
@@ -196,6 +199,19 @@ def test_a_loader_that_ends_late_does_not_hide_why_the_run_failed(start, tmp_pat
     halts.go_on(process)
     _, err = process.communicate(timeout=900)
     assert process.returncode == NonFinite.exit_code and "Traceback" not in err, err
+
+
+def test_an_error_inside_a_loader_is_not_called_its_end(cache, tmp_path):
+    """torch repeats it with a heading of its own; only a loader that is gone is the machine's."""
+    cfg = config("scale=smoke", f"runtime.cache={cache}")
+    place = (cfg, torch.device("cpu"), RunFolder(tmp_path, cfg), 1)
+    heading = "Caught RuntimeError in DataLoader worker process 0.\n"
+    ours = RuntimeError(f"{heading}a defect")
+    assert explain(ours, *place) is ours
+    memory = RuntimeError(f"{heading}can't allocate memory")
+    fork = OSError(errno.ENOMEM, "Cannot allocate memory")
+    for error in (memory, fork):
+        assert str(explain(error, *place)).startswith("out of cpu memory")
 
 
 def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):

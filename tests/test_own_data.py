@@ -83,6 +83,26 @@ def test_every_format_gives_the_same_tokens(documents, monkeypatch):
     assert first.baselines("test") == prepared(own("text", documents / "txt")).baselines("test")
 
 
+def test_any_alphabet_is_read_in_any_locale(train, tmp_path):
+    """The tokenizer is a file of letters beyond ASCII."""
+    (tmp_path / "words").mkdir()
+    text = "Ärger über Öl, żółw и ёжик\n" * 200
+    (tmp_path / "words" / "train.txt").write_text(text, encoding="utf-8")
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("data=text", "data.path=words", "scale=smoke", "data.vocab_size=60")
+    code, _, err = train(*words, **env)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("key", ["output_root", "cache"])
+def test_what_runs_write_is_not_read_as_data(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    other = {"output_root": "cache", "cache": "output_root"}[key]
+    words = ("data=text", "data.path=.", f"runtime.{key}=here", f"runtime.{other}=../elsewhere")
+    with pytest.raises(BadInput, match=rf"^runtime\.{key}=here: lies in data\.path=\."):
+        config(*words)
+
+
 def test_a_path_may_begin_with_the_home_folder(documents, monkeypatch):
     monkeypatch.setenv("HOME", str(documents))
     by_home = own("text", documents / "txt", "data.path='~/txt'")

@@ -2,16 +2,19 @@
 refused.
 """
 
+import errno
 import json
 import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import Halts, config, handles, metrics, newest, rows_written, same_run
 
+from attnlab.config.compose import load
 from attnlab.errors import BadInput, FolderInUse
 from attnlab.run import run
 from attnlab.runs.files import Ledger
@@ -48,10 +51,13 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     assert same_run(tmp_path / "whole", folder)
 
 
-def test_a_signal_in_the_last_step_ends_the_run_before_its_test(start, train, tmp_path):
+@pytest.mark.parametrize(
+    "moment", [("open a metrics.jsonl", 7), ("os.rename step_000000006.pt", 1)]
+)  # of steps 0 to 6; the last save
+def test_a_signal_in_the_last_step_ends_the_run_before_its_test(start, train, tmp_path, moment):
     """Which may take long, and a cluster gives a job time for one step and one evaluation."""
     words = ("scale=smoke", "trainer.max_steps=6", "trainer.eval_every=6", "hydra.run.dir=run")
-    halts = Halts(tmp_path, ("open a metrics.jsonl", 7))  # of steps 0 to 6
+    halts = Halts(tmp_path, moment)
     process = start(*words, **halts.env)
     halts.wait(process)
     process.send_signal(signal.SIGUSR1)
@@ -199,6 +205,26 @@ def test_finished_run_is_not_repeated(finished, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
 
+def test_a_start_from_step_0_puts_down_what_it_is(finished):
+    """A trial of tune=lr that was killed early, started again as a run of its own."""
+    cfg, folder = finished
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "result.json").unlink()
+    trial = cfg.runtime.model_copy(update={"tuning": True})
+    run(cfg.model_copy(update={"runtime": trial}), folder)
+    assert load(folder).runtime.tuning
+
+
+def test_a_run_leaves_the_saves_of_runs_below_its_folder_alone(finished):
+    cfg, folder = finished
+    saves = [folder / place / ".step.pt.part" for place in ("other/checkpoints", "checkpoints")]
+    for save in saves:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        save.write_bytes(b"half")
+    with RunFolder(folder, cfg):
+        assert [save.exists() for save in saves] == [True, False]
+
+
 def test_a_run_of_other_code_is_named(finished, caplog, tmp_path):
     cfg, folder = finished
     run(cfg, folder)
@@ -299,6 +325,20 @@ def test_every_flipped_bit_is_noticed(finished):
         path.write_bytes(flipped)
         with pytest.raises(checkpoint.Damaged):
             checkpoint.load(path)
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_falls_back_too(finished, monkeypatch, caplog):
+    _, folder = finished
+    last, read = newest(folder), Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path == last:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    assert checkpoint.load_newest(folder / "checkpoints")["step"] == 3
+    assert f"{last} cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("keep", [0, 1, 1000])

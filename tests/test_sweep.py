@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import (
     MODELS,
     Halts,
@@ -21,6 +22,9 @@ from conftest import (
     until,
 )
 
+from attnlab.errors import BadInput
+from attnlab.sweeps.estimate import steps_to_go
+from attnlab.sweeps.jobs import compose_jobs, with_baselines
 from attnlab.sweeps.pairing import differences, model_differences
 
 SMOKE = ("scale=smoke", "model.backend=eager")
@@ -77,6 +81,27 @@ def test_a_file_that_holds_no_runs_is_not_restored(train, tmp_path, line, said):
     code, out, err = train("runs=runs.jsonl", script="scripts/restore.py")
     assert (code, out) == (2, "") and err.startswith("error: runs.jsonl: ") and said in err
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_baseline_of_an_earlier_code_version_does_not_count_as_finished(tmp_path):
+    """A sweep that adds it checks its folder as it checks those of the jobs that were typed."""
+    (job,) = compose_jobs([["data=nt", f"runtime.output_root={tmp_path}"]])
+    (baseline,) = compose_jobs([[*job.overrides, "model=dot_product"]])
+    baseline.path.mkdir(parents=True)
+    older = baseline.cfg.model_dump() | {"code_version": 2}
+    (baseline.path / "config.yaml").write_text(yaml.safe_dump(older))
+    with pytest.raises(BadInput, match=r"^code_version: 2 in the run folder"):
+        with_baselines([job])
+
+
+def test_a_run_without_a_checkpoint_has_all_its_steps_to_go(tmp_path):
+    """As one that was restored from a file of runs, which holds its curve."""
+    (job,) = compose_jobs([["data=nt", "scale=smoke", f"runtime.output_root={tmp_path}"]])
+    (job.path / "checkpoints").mkdir(parents=True)
+    (job.path / "metrics.jsonl").write_text('{"step": 3}\n')
+    assert steps_to_go(job, 1000) == job.cfg.trainer.max_steps
+    (job.path / "checkpoints" / "step_000000001.pt").touch()
+    assert steps_to_go(job, 1000) == job.cfg.trainer.max_steps - 1
 
 
 def test_missing_data_is_said_once_before_the_first_job(train, tmp_path):

@@ -146,7 +146,7 @@ def to_continue(data: Data, folder: RunFolder) -> dict[str, Any] | None:
         same_data(state["data"], data, folder.path)
         same_processes(state, folder.path)
         take_best(state, folder)
-        folder.write_config()
+    folder.write_config()
     if folder.writes:
         (folder.path / "failed.txt").unlink(missing_ok=True)
     return state

@@ -20,10 +20,13 @@ def main(run: RunArgument, device: str = "same") -> None:
     model = build(cfg, data).to(model_device)
     metrics, _ = program.test(cfg, data, model, run.path)
     stored = read_json(run.path / "result.json")
+    differs = False
     for key, value in metrics.items():
         then = stored.get(key, "not recorded")
-        print(f"{key}: {value!r}  result.json: {then!r}  {'same' if value == then else 'differs'}")
-    if any(value != stored.get(key) for key, value in metrics.items()):
+        same = repr(value) == repr(then)  # as text, NaN equals itself
+        differs |= not same
+        print(f"{key}: {value!r}  result.json: {then!r}  {'same' if same else 'differs'}")
+    if differs:
         if changed := other_source(run.path):
             print(changed, file=sys.stderr)
         sys.exit(1)

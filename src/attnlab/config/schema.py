@@ -6,7 +6,9 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -253,6 +255,14 @@ READS = {"lm": {"text", "symbols"}, "vit": {"image"}, "seq2seq": {"translation"}
 def _contradictions(cfg: Config) -> Iterator[str]:
     """One message for every combination of keys that is not allowed."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
+    source = Path(os.path.abspath(getattr(data, "path", None) or os.devnull))
+    for key in ("output_root", "cache"):
+        written = getattr(cfg.runtime, key)
+        if Path(os.path.abspath(written)).is_relative_to(source):
+            yield (
+                f"runtime.{key}={written}: lies in data.path={data.path}, so that what runs write "
+                "would be read as data; choose another folder"
+            )
     if data.kind not in READS[arch.body]:
         yield (
             f"arch.body={arch.body}: data={data.name} is {data.kind}; "

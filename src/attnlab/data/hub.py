@@ -73,7 +73,7 @@ class Rows:
         store = {"cache_dir": str(self.cache / f"rows-{self.fingerprint[:16]}")} if local else {}
         try:
             with warnings.catch_warnings(action="ignore"):
-                path = str(self.folder) if local else self.data.path
+                path = str(self.folder.absolute()) if local else self.data.path
                 builder = datasets.load_dataset_builder(path, self.data.config, **store)
                 if local:
                     self._check_all_used(builder.config.data_files or {})

@@ -201,7 +201,7 @@ def _tokenise(where: str, splits: dict, tokenizer, folder: Path) -> None:
     """Write token ids and word counts of every split, and the tokenizer, into a folder."""
     vocab = vocabulary(tokenizer)
     dtype = np.uint16 if vocab <= 2**16 else np.int32
-    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     np.save(folder / "vocab.npy", np.array(vocab))
     words = []
     total = sum(map(len, splits.values()))

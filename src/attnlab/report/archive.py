@@ -30,7 +30,11 @@ Row = dict[str, Any]
 
 def records(file: Path) -> Iterator[Row]:
     """The runs of a file. Errors: `BadInput` naming the first line that is not a run."""
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    try:
+        lines = file.read_text().splitlines()
+    except UnicodeError as error:
+        raise BadInput(f"{file}: holds no runs: {error}") from None
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:

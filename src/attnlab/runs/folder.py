@@ -41,8 +41,11 @@ class RunFolder:
         """Whether data.path was another one when the run was started. If so, the caller must check
         that it is the same data.
         """
-        stored, now = self._stored(), self.cfg.model_dump()
-        return stored is not None and stored.get(PLACE) != flatten(now).get(PLACE)
+        stored = self._stored()
+        if stored is None:
+            return False
+        places = (str(keys.get(PLACE)) for keys in (stored, flatten(self.cfg.model_dump())))
+        return len(set(map(os.path.abspath, places))) > 1
 
     def check_usable(self) -> None:
         """Refuse a folder that this run cannot use, before anything is prepared. The folder of a
@@ -96,9 +99,10 @@ class RunFolder:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(self._lock)
-                for part in self.path.glob("**/.*.part"):  # of a save that was killed
-                    part.unlink()
                 self.check_usable()  # again: another run may have made the folder meanwhile
+                for place in (self.path, self.checkpoints):  # of a save that was killed
+                    for part in place.glob(".*.part"):
+                        part.unlink()
                 if self._stored() is None:
                     self.write_config()
             except OSError as error:

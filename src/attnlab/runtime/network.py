@@ -48,5 +48,5 @@ def prepare_hub() -> None:
 
     Must come before huggingface_hub is first imported: it reads its settings then.
     """
-    if not reachable(os.environ.get("HF_ENDPOINT", HUB)):
+    if not os.environ.get("HF_HUB_OFFLINE") and not reachable(os.environ.get("HF_ENDPOINT", HUB)):
         os.environ["HF_HUB_OFFLINE"] = "1"

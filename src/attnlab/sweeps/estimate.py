@@ -16,11 +16,11 @@ from attnlab.benchmarks.timing import measured_on
 from attnlab.benchmarks.training_step import training_step
 from attnlab.config.schema import UNHASHED, Config
 from attnlab.data.loader import build_data
-from attnlab.runs.files import Ledger
 from attnlab.runtime.device import choose_device
 from attnlab.sweeps.jobs import Job
 from attnlab.sweeps.prepare import key, prepare
 from attnlab.sweeps.python import python
+from attnlab.training import checkpoint
 from attnlab.training.meter import peak_memory_mib, reset_peak_memory
 from attnlab.training.trainer import total_steps
 
@@ -81,8 +81,10 @@ def measure(cfg: Config) -> Cost:
 
 
 def steps_to_go(job: Job, samples: int) -> int:
-    """Updates that a run on so many training samples still has before it."""
-    done = [row["step"] for row in Ledger(job.path / "metrics.jsonl").rows()]
+    """Updates that a run on so many training samples still has before it: those behind its newest
+    checkpoint.
+    """
+    done = [checkpoint.step_of(file) for file in checkpoint.newest_first(job.path / "checkpoints")]
     return total_steps(job.cfg.trainer, samples) - max(done, default=0)
 
 

@@ -62,12 +62,16 @@ class Job:
 
 
 def compose_jobs(job_overrides: Iterable[Sequence[str]]) -> list[Job]:
-    """Jobs by their overrides. Errors: `BadInput`, those of Hydra."""
+    """Jobs by their overrides. Errors: `BadInput`, also where a run folder holds another run;
+    those of Hydra.
+    """
     jobs = []
     for overrides in job_overrides:
         composed = compose_config(list(overrides), hydra=True)
         cfg = validate(plain(composed))
-        jobs.append(Job(tuple(overrides), cfg, run_path(cfg, composed.hydra.run.dir)))
+        path = run_path(cfg, composed.hydra.run.dir)
+        RunFolder(path, cfg).check_usable()
+        jobs.append(Job(tuple(overrides), cfg, path))
     return jobs
 
 

@@ -5,6 +5,7 @@ A file is what torch.save writes, an ordinary zip archive, with its sha256 as th
 comment: `torch.load` reads it anywhere, and `load` here refuses it if a single bit has changed.
 """
 
+import errno
 import hashlib
 import io
 import logging
@@ -41,9 +42,14 @@ def dump(state: dict[str, Any]) -> bytes:
 def load(path: Path) -> dict[str, Any]:
     """Read and verify one checkpoint; tensors arrive on the CPU, nothing in it is executed.
 
-    Errors: `Damaged` with what is wrong.
+    Errors: `Damaged` with what is wrong, also if the disk cannot read it any more.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
     if len(data) < HEX + 2:
         raise Damaged(f"{path} has only {len(data)} bytes")
     archive = data[: -HEX - 2] + b"\0\0"
@@ -75,6 +81,11 @@ def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
 def newest_first(folder: Path) -> list[Path]:
     """A run's checkpoints by step, the newest first, without best.pt."""
     return sorted(folder.glob("step_*.pt"), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint that `newest_first` lists."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def load_best(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ process that is gone.
 
 import errno
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,8 @@ NO_MEMORY = (
     *("out of memory", "not enough memory", "can't allocate memory"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "cublasCreate"),  # a card that others have filled
 )
+# How torch says that a process that loads data has ended, other than by an error of its own.
+LOADER_ENDED = re.compile(r"DataLoader worker \(pid|DataLoader timed out")
 
 
 def nonfinite(
@@ -102,13 +105,8 @@ def explain(
         return PeerLost(
             f"another of the {processes} processes ended. {_saved(folder.checkpoints)}"
         )
-    broken_pipe = cfg.runtime.workers and isinstance(error, ConnectionError | EOFError)
-    if broken_pipe or (isinstance(error, RuntimeError) and "DataLoader" in str(error)):
-        return OutOfResources(
-            f"a process that loads data (runtime.workers={cfg.runtime.workers}) ended or hangs: "
-            f"{str(error).splitlines()[0].strip('. ')}. {_saved(folder.checkpoints)}"
-        )
     ended = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    ended |= isinstance(error, OSError) and error.errno == errno.ENOMEM  # of a fork
     if ended or any(text in str(error) for text in NO_MEMORY):
         trainer, peak = cfg.trainer, peak_memory_mib(device)
         if not params:
@@ -124,6 +122,12 @@ def explain(
             f"{_lower_precision(trainer)}for text a smaller data.sequence_length and for "
             "translation a smaller data.group_tokens need less. "
             f"{_saved(folder.checkpoints)}"
+        )
+    broken_pipe = cfg.runtime.workers and isinstance(error, ConnectionError | EOFError)
+    if broken_pipe or (isinstance(error, RuntimeError) and LOADER_ENDED.search(str(error))):
+        return OutOfResources(
+            f"a process that loads data (runtime.workers={cfg.runtime.workers}) ended or hangs: "
+            f"{str(error).splitlines()[0].strip('. ')}. {_saved(folder.checkpoints)}"
         )
     return error
 

@@ -184,6 +184,8 @@ def fit(
                 save()
             if signum:
                 raise Interrupted(signum, _interrupted(signum, progress.step, total, folder))
+        if signum := distributed.all_reduce_max(stop.signum, device):  # during the last save
+            raise Interrupted(signum, _interrupted(signum, progress.step, total, folder))
     return {**progress.summary(options), **meter.summary(), "wall_s": meter.wall_s()}
 
 
