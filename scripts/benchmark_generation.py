@@ -34,6 +34,8 @@ def main(
             if value not in allowed:
                 near = nearest(value, allowed)
                 raise BadInput(f"{key}={value}: must be among {', '.join(allowed)}{near}")
+    if json and not json.absolute().parent.is_dir():
+        raise BadInput(f"json={json}: there is no folder {json.parent}")
     arms = {
         name: validate(
             plain(compose_config([f"model={name}", f"data={data}", f"runtime.device={device}"]))

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from attnlab.commands.arguments import main_with
+from attnlab.errors import BadInput
 
 TINY = [
     *("data=nt", "scale=smoke", "model=dot_product", "arch.layers=1", "arch.width=16"),
@@ -24,6 +25,8 @@ TINY = [
 
 def main(steps: int = 2000, turns: int = 11) -> None:
     """Print milliseconds a step of both, and the difference in microseconds."""
+    if steps < 150 or turns < 2:
+        raise BadInput(f"steps={steps} turns={turns}: must be at least 150 and 2")
     from attnlab.config.compose import compose_config, plain
     from attnlab.config.messages import validate
     from attnlab.runtime.device import choose_device

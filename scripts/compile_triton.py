@@ -26,6 +26,8 @@ def main(archs: str = "89,90", cases: str = ",".join(CASES)) -> None:
         raise BadInput("TRITON_INTERPRET is set: nothing is compiled in this process")
     if unknown := set(cases.split(",")) - set(CASES):
         raise BadInput(f"cases={','.join(unknown)}: must be among {', '.join(CASES)}")
+    if wrong := [arch for arch in archs.split(",") if not arch.isdecimal()]:
+        raise BadInput(f"archs={archs}: must be numbers such as 90, not {wrong[0]!r}")
     print("| kernel | case | arch | registers | spill stores | spill loads | shared memory |")
     print("|---|---|---|---|---|---|---|")
     for name in cases.split(","):

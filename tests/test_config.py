@@ -66,6 +66,8 @@ BAD = [
     ("trainer.lr=nan", "trainer.lr=nan: must be a finite number"),
     ("trainer.lr=abc", "trainer.lr=abc: must be a valid number"),
     ("trainer.micro_batch_size=3", "must be a multiple of trainer.micro_batch_size=3"),
+    ("data=multi30k trainer.micro_batch_size=2", "must be 1 for translation, whose samples are"),
+    ("data=multi30k data.target=ja", "BLEU of this language is measured with a package"),
     ("trainer.warmup_steps=9999", "must be at most trainer.max_steps=600"),
     ("trainer.schedule=step", "trainer.schedule=step needs some"),
     ("model=neural_full model.projection_bias=true", "has no projection"),

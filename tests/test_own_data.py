@@ -207,6 +207,12 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
+def deep_png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def parquet(image=lambda i: {"bytes": png(i), "path": None}, label=lambda i: i % 3, n=30) -> bytes:
     rows = range(n)
     frame = pd.DataFrame({"image": [image(i) for i in rows], "label": [label(i) for i in rows]})
@@ -315,6 +321,10 @@ BAD = [
         r"\(.*dog/4.png\): column",
     ),
     ("images", "empty image", PETS | {"owl/5.png": b""}, [], r"\(.*owl/5.png\): column image"),
+    (
+        *("images", "16 bits", PETS | {"cat/0.png": deep_png()}, []),
+        r"row 0 \(.*cat/0.png\): column .* it has the mode I;16, more than 8 bits",
+    ),
     (
         *("images", "numbers", {"a.parquet": parquet(image=int)}, []),
         "row 0: column image holds no image that can be read",

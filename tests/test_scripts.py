@@ -56,13 +56,19 @@ def test_generate_writes_what_another_kind_of_tokenizer_means(train, tmp_path):
 
 
 def test_time_matched_steps_take_as_long(lm, tmp_path, capsys):
-    """Four steps of 200 ms are eight of 100 ms; other machines are refused."""
+    """Four steps of 200 ms are eight of 100 ms; other sizes and other machines are refused."""
     for name, ms in (("slow", 200.0), ("fast", 100.0)):
         shutil.copytree(lm, tmp_path / name)
         file = tmp_path / name / "result.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | {"step_ms_median": ms}))
     match_time.main(tmp_path / "slow", tmp_path / "fast")
     assert capsys.readouterr().out.splitlines()[-1] == "trainer.max_steps=8"
+    config = tmp_path / "fast" / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("width: 32", "width: 64", 1))
+    with pytest.raises(BadInput, match=r"arch\.width is 64, and 32 in"):
+        match_time.main(tmp_path / "slow", tmp_path / "fast")
+    config.write_text(before)
     file = tmp_path / "fast" / "env.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"threads": 99}))
     with pytest.raises(BadInput, match="threads is 99"):
@@ -141,6 +147,9 @@ def test_output_that_nobody_reads_any_more_is_no_error():
         ("benchmark", ["device=gpu"], "device=gpu: must be cpu"),
         ("benchmark", ["model=yes", "d=32"], "d=: has no effect on whole training steps"),
         ("benchmark", ["json=nowhere/rows.json"], "there is no folder nowhere"),
+        ("benchmark", ["plot=rows.txt"], "plot=rows.txt: must end in .png, .svg or .pdf"),
+        ("compare_arms", ["experiment=table1 data=wikitext2", "seed=0"], "is 12 runs; an arm is"),
+        ("compile_triton", ["archs=abc"], "archs=abc: must be numbers such as 90, not 'abc'"),
     ],
 )
 def test_bad_arguments_are_one_clear_line(lm, train, script, words, message):

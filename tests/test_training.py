@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from attnlab.run import build, run
 from attnlab.training.diagnostics import dead_scorers, warn_if_dead
 from attnlab.training.evaluate import evaluate
 from attnlab.training.flops import arithmetic, flops_per_step
+from attnlab.training.meter import memory_mib, peak_memory_mib
 from attnlab.training.optim import build_optimizer, learning_rate
 from attnlab.training.prefetch import Prefetch
 from attnlab.training.selection import Selection
@@ -224,3 +226,9 @@ def test_a_micro_batch_without_a_scored_target_counts_nothing():
     for key, value in weights.items():
         torch.testing.assert_close(same[key], value, rtol=1e-4, atol=1e-6)
     assert updated((tokens[2:], unscored), (tokens[2:], unscored))[:3] == (0.0, 0.0, True)
+
+
+def test_memory_is_known_where_linux_does_not_say_the_peak(monkeypatch):
+    """As in some sandboxes, whose /proc/self/status has no VmHWM."""
+    monkeypatch.setattr(Path, "read_text", lambda file: "VmRSS:\t    2048 kB\n")
+    assert memory_mib(torch.device("cpu")) == 2.0 < peak_memory_mib(torch.device("cpu"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MODELS, Halts, config, metrics, same_run, write_rows
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from test_attention import HEADS, PAIRWISE, VARIANTS, WIDTH, configured, loop, mechanism, one_head
 
@@ -35,6 +35,7 @@ from attnlab.report.render import report
 from attnlab.report.summary import markdown
 from attnlab.run import run
 from attnlab.runs.tracking import Mirror
+from attnlab.training import translate
 from attnlab.training.optim import learning_rate
 from attnlab.training.translate import scores
 from attnlab.training.update import training_loss
@@ -200,6 +201,7 @@ def test_epochs_and_seeds_put_other_pairs_together():
 
 @settings(max_examples=50)
 @given(st.text())
+@example("a [PAD] b [EOS][BOS]")
 def test_decoding_gives_back_any_text(text):
     ids = BPE.encode(text).ids
     assert detokenize(BPE, ids) == " ".join(text.split())
@@ -381,12 +383,28 @@ def test_bleu_is_that_of_sacrebleu_itself_on_the_written_files(whole, tmp_path):
     assert {key: found[key] for key in said} == said
     lines = [line.lower().replace("v1", "v") for line in reference.read_text().splitlines()]
     (tmp_path / "partly.txt").write_text("".join(f"{line}\n" for line in lines))
-    measured = scores(lines, reference.read_text().splitlines(), "test")
+    measured = scores(lines, reference.read_text().splitlines(), "test", "de")
     assert measured == sacrebleu(reference, tmp_path / "partly.txt")
     assert 20 < measured["test/bleu"] < 95
     sides = [(whole / f"test.{s}.txt").read_text().splitlines() for s in ("source", "reference")]
     expected = [(row["en"], row["de"]) for row in sentence_pairs(12, 2)]
     assert list(zip(*sides, strict=True)) == expected and found["test_samples"] == 12
+
+
+def test_bleu_of_chinese_is_of_characters():
+    """It has no spaces, so that a line would be one word."""
+    found, reference = ["我昨天在公园里看到了一只狗"], ["我昨天在公园里看到了一只猫"]
+    assert scores(found, reference, "test", "zh")["test/bleu"] > 80
+    assert scores(found, reference, "test", "de")["test/bleu"] < 1
+
+
+def test_many_beams_are_searched_a_few_sources_at_a_time(whole, small, monkeypatch):
+    """Which changes no translation."""
+    lines = (whole / "test.source.txt").read_text().splitlines()[:5]
+    cfg, cpu = load(whole), torch.device("cpu")
+    together = translations(cfg, whole, lines, cpu)
+    monkeypatch.setattr(translate, "MOST_LOGITS", 2 * cfg.data.beam_width * cfg.data.vocab_size)
+    assert translations(cfg, whole, lines, cpu) == together
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(start, small, whole, tmp_path):

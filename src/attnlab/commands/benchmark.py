@@ -83,6 +83,8 @@ def main(
     """
     options = Options(case, backend, n, d, batch, heads, full, dtype)
     options.check(model, plot)
+    if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise BadInput(f"plot={plot}: must end in .png, .svg or .pdf")
     for key, file in (("json", json), ("plot", plot)):
         if file is not None and not file.absolute().parent.is_dir():
             raise BadInput(f"{key}={file}: there is no folder {file.parent}")
@@ -91,7 +93,7 @@ def main(
     import torch
 
     from attnlab.benchmarks import attention as bench
-    from attnlab.runtime.device import keep_freed_memory
+    from attnlab.runtime.device import keep_freed_memory, set_up
 
     if plot:
         try:
@@ -105,8 +107,10 @@ def main(
     if device is not None and device not in known:
         raise BadInput(f"device={device}: must be {' or '.join(known)} on this machine")
     where = torch.device(device or known[-1])
-    if model and where.type == "cpu":
-        keep_freed_memory()  # as training does
+    if model:
+        set_up(where)  # as training does
+    elif where.type == "cpu":
+        keep_freed_memory()  # else who makes large tensors waits for the C library
     rows = list(steps(where) if model else attention(bench, options, where))
     print_table(rows)
     if json:

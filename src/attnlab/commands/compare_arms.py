@@ -11,7 +11,7 @@ the training samples.
 import sys
 from pathlib import Path
 
-from attnlab.cli import check_overrides
+from attnlab import cli
 from attnlab.config.compose import load
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
@@ -39,6 +39,9 @@ def configuration(arm: str) -> Config:
         return load(Path(arm))
     from attnlab.sweeps.jobs import compose_jobs
 
-    check_overrides(arm.split())
-    (job,) = compose_jobs([arm.split()])
+    cli.check_overrides(arm.split())
+    listed = cli.jobs(arm.split())
+    if len(listed) > 1:
+        raise BadInput(f"{arm}: is {len(listed)} runs; an arm is one")
+    (job,) = compose_jobs(listed)
     return job.cfg

@@ -1,8 +1,8 @@
 """Steps that train one arm for as many seconds as another:  attnlab match_time run=<> arm=<>.
 
 This gives the time-matched baseline of a comparison. `run` is a finished run of the arm whose
-training time is matched, `arm` one of the arm that is to get as much; a short one is enough. Both
-have to be measured on the same machine with nothing else running.
+training time is matched, `arm` one of the arm that is to get as much, of the same sizes; a short
+one is enough. Both have to be measured on the same machine with nothing else running.
 """
 
 from pathlib import Path
@@ -10,7 +10,13 @@ from pathlib import Path
 from attnlab.errors import BadInput
 from attnlab.report.collect import Run, read
 
-SAME = ("device_name", "threads", "torch")
+SAME = ("device_name", "threads", "torch")  # of env.json
+# Of the configuration: what else than the arm makes a step longer.
+SIZES = (
+    *("data.name", "data.sequence_length", "data.image_size", "data.group_tokens"),
+    *("arch.body", "arch.layers", "arch.heads", "arch.width", "arch.patch_size"),
+    *("trainer.batch_size", "trainer.micro_batch_size", "trainer.precision", "runtime.compile"),
+)
 
 
 def main(run: Path, arm: Path) -> None:
@@ -22,6 +28,10 @@ def main(run: Path, arm: Path) -> None:
                 f"arm={arm}: {key} is {given.env.get(key)}, and {matched.env.get(key)} in {run}; "
                 "step times of different machines cannot be compared"
             )
+    for key in SIZES:
+        theirs, ours = (run.config.get(key) for run in (matched, given))
+        if theirs != ours:
+            raise BadInput(f"arm={arm}: {key} is {ours}, and {theirs} in {run}; must be the same")
     steps = matched.result["steps"]
     theirs, ours = (r.result["step_ms_median"] for r in (matched, given))
     print(f"{matched.config['model.name']}: {steps} steps of {theirs:.1f} ms (median)")
@@ -35,5 +45,5 @@ def _measured(folder: Path, key: str) -> Run:
     if found.status != "finished":
         raise BadInput(f"{key}={folder}: is {found.status}; must be a finished run")
     if not found.result.get("step_ms_median"):
-        raise BadInput(f"{key}={folder}: has no step time; it had too few steps")
+        raise BadInput(f"{key}={folder}: has no step time: too few steps, or collected without")
     return found

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from attnlab import cli
+from attnlab.commands.report import reporter
 from attnlab.errors import BadInput
 
 FREE_HOURS = 1.0
@@ -33,7 +34,7 @@ def main(*words: str) -> None:
     typed = overrides([word for word in words if word != YES])
     for job in typed:
         cli.check_overrides(job)
-    from attnlab.report.render import report
+    report = reporter()
     from attnlab.sweeps.estimate import estimate
     from attnlab.sweeps.jobs import compose_jobs, with_baselines
     from attnlab.sweeps.local import run_jobs

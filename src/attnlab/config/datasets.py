@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -95,6 +96,10 @@ class Image(Stored):
         yield from self.augment.contradictions()
 
 
+# Languages whose words sacrebleu finds by a package of its own.
+WORDS_NEED = {"ja": "MeCab", "ko": "mecab_ko"}
+
+
 class Translation(Stored):
     kind: Literal["translation"]
     source: Name
@@ -110,6 +115,12 @@ class Translation(Stored):
         yield from super().contradictions()
         if self.source == self.target:
             yield f"data.target={self.target}: must be another language than data.source"
+        needed = WORDS_NEED.get(self.target)
+        if needed and find_spec(needed) is None:
+            yield (
+                f"data.target={self.target}: BLEU of this language is measured with a package "
+                f"that is not installed; pip install 'sacrebleu[{self.target}]'"
+            )
         if self.sequence_length > self.group_tokens:
             yield (
                 f"data.sequence_length={self.sequence_length}: must be at most "

@@ -281,6 +281,11 @@ def _contradictions(cfg: Config) -> Iterator[str]:
         )
     yield from data.contradictions()
     yield from trainer.contradictions()
+    if data.kind == "translation" and trainer.micro_batch_size != 1:
+        yield (
+            f"trainer.micro_batch_size={trainer.micro_batch_size}: must be 1 for translation, "
+            "whose samples are groups of sentence pairs; data.group_tokens says how large they are"
+        )
     if isinstance(arch, ViT) and isinstance(data, Image) and data.image_size % arch.patch_size:
         yield (
             f"data.image_size={data.image_size}: must be a multiple of "

@@ -86,6 +86,9 @@ class Rows:
         if "train" not in loaded:
             said = f"; {NAMES}" * local
             raise BadInput(f"{self.where}: no split train; it has {', '.join(loaded)}{said}")
+        unused = [split for split in loaded if split not in SPLITS]
+        if unused and not all(split in loaded for split in SPLITS):
+            log.warning("%s: not used: splits %s", self.where, ", ".join(unused))
         return {split: self._checked(split, loaded[split]) for split in SPLITS if split in loaded}
 
     def _checked(self, split: str, rows):

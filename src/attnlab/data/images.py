@@ -269,6 +269,8 @@ def _images(rows, column: str, where: str) -> Iterator[PIL.Image.Image]:
         # files written without the hub's type information hold images as bytes
         rows = rows.cast_column(column, datasets.Image())
         for image in rows[column]:
+            if image.mode[0] in "IF":  # convert would cut what is above 255
+                raise ValueError(f"it has the mode {image.mode}, more than 8 bits a channel")
             yield image.convert("RGB")
             number += 1
     except Exception as error:  # arrow's and the decoder's errors share no base class

@@ -9,8 +9,10 @@ source is its tokens and [EOS]; a target is [BOS], its tokens and [EOS].
 import logging
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 SIDES = ("source", "target")
 SPECIAL = ["[PAD]", "[BOS]", "[EOS]"]
 BOS, EOS = 1, 2
+ENCODED_AT_ONCE = 10_000  # sentences: what the tokenizer says of each token takes 120 bytes
 
 
 @dataclass
@@ -227,14 +230,16 @@ def _prepare(rows: Rows, data: Translation, folder: Path) -> None:
     if missing := [split for split in SPLITS if split not in rows.splits]:
         raise BadInput(f"{rows.where}: no split {missing[0]}; it has {', '.join(rows.splits)}")
     lines = {split: _lines(rows, split, data) for split in SPLITS}
-    tokenizer = train_bpe([*lines["train"][0], *lines["train"][1]], data.vocab_size)
+    tokenizer = train_bpe(chain(*lines["train"]), data.vocab_size)
     vocab = tokenizer.get_vocab_size()
     dtype = np.uint16 if vocab <= 2**16 else np.int32
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     np.save(folder / "vocab.npy", vocab)
     for split in SPLITS:
         for side, texts in zip(SIDES, lines[split], strict=True):
-            encoded = tokenizer.encode_batch_fast(texts)
+            starts = range(0, len(texts), ENCODED_AT_ONCE)
+            chunks = (texts[start : start + ENCODED_AT_ONCE] for start in starts)
+            encoded = (e for chunk in chunks for e in tokenizer.encode_batch_fast(chunk))
             sentences = [np.array([*e.ids, EOS], dtype) for e in encoded]
             np.save(folder / f"{split}_{side}.npy", np.concatenate(sentences))
             np.save(folder / f"{split}_{side}_ends.npy", np.cumsum([*map(len, sentences)]))
@@ -272,7 +277,7 @@ def _lines(rows: Rows, split: str, data: Translation) -> tuple[list[str], list[s
     return sides
 
 
-def train_bpe(texts: list[str], vocab_size: int):
+def train_bpe(texts: Iterable[str], vocab_size: int):
     """A byte-level BPE of so many tokens; the same one every time."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -286,6 +291,14 @@ def train_bpe(texts: list[str], vocab_size: int):
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return plain_text(tokenizer)
+
+
+def plain_text(tokenizer):
+    """The tokenizer, for which a text that contains "[PAD]" has these five characters, and no
+    padding. Its file does not say so.
+    """
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

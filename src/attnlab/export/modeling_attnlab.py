@@ -19,7 +19,7 @@ DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_downloa
 IGNORED = ("trust_remote_code", "adapter_kwargs", "code_revision", "use_safetensors")
 
 # Arguments of forward by which transformers says how, and not what, is to be computed
-HARMLESS = ("return_dict", "num_items_in_batch", "use_cache", "cache_position", "logits_to_keep")
+HARMLESS = ("num_items_in_batch", "use_cache", "cache_position")
 
 
 class AttnlabConfig(PretrainedConfig):
@@ -81,6 +81,8 @@ class AttnlabModel(PreTrainedModel):
 
 def _refuse(others: dict) -> None:
     """What would change nothing here is no error; what was to change something is one."""
+    if others.pop("return_dict", None) is False:
+        raise TypeError("return_dict=False: attnlab models return an object with names")
     for name, value in others.items():
         if value is not None and value is not False and name not in HARMLESS:
             raise TypeError(f"{name}: not supported by attnlab models")

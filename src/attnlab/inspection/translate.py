@@ -8,7 +8,7 @@ import torch
 from attnlab.config.messages import checked
 from attnlab.config.schema import Config
 from attnlab.data.pairs import PAD, Pairs, padded
-from attnlab.data.translation import EOS, detokenize
+from attnlab.data.translation import EOS, detokenize, plain_text
 from attnlab.errors import BadInput
 from attnlab.inspection.trained import trained
 from attnlab.training import translate
@@ -45,7 +45,7 @@ def translations(
 
 def encoded(cfg: Config, tokenizer, text: str) -> np.ndarray:
     """Its token ids, as the encoder reads them. Errors: `BadInput` if it is empty or too long."""
-    ids = np.array([*tokenizer.encode(" ".join(text.split())).ids, EOS])
+    ids = np.array([*plain_text(tokenizer).encode(" ".join(text.split())).ids, EOS])
     if not 1 < len(ids) <= cfg.data.sequence_length:
         raise BadInput(
             f"text={text!r}: must have 1 to {cfg.data.sequence_length - 1} tokens; it has "

@@ -34,10 +34,11 @@ def failures(failed: list[Run]) -> Iterable[str]:
     """A warning: which runs fail may depend on the arm, and those left may be the better ones."""
     if failed:
         named = [f"{run.config['model.name']} seed {run.config['seed']}" for run in failed]
-        causes = sorted({run.cause.partition(":")[0] for run in failed})
+        kinds = {run.cause.partition(":")[0] for run in failed}
+        causes = ", ".join(sorted(filter(str.isidentifier, kinds)))  # such as NonFinite
         yield (
-            f"WARNING: without a result: {listed(named)} ({', '.join(causes)}); what the others "
-            "show may be too good for their arm."
+            f"WARNING: without a result: {listed(named)}{f' ({causes})' * bool(causes)}; what the "
+            "others show may be too good for their arm."
         )
 
 

@@ -32,14 +32,7 @@ def choose_device(runtime: Runtime, precision: str = "fp32") -> torch.device:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    if name == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to repeat
-        torch.use_deterministic_algorithms(True)
-        # No kernel here reads what it has not written, and filling every buffer costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        torch.backends.cudnn.benchmark = False
-    else:
-        keep_freed_memory()
+    set_up(torch.device(name))
     if name == "cuda" and (number := local_rank()) is not None:  # one device each
         if number >= torch.cuda.device_count():
             raise BadInput(
@@ -49,6 +42,20 @@ def choose_device(runtime: Runtime, precision: str = "fp32") -> torch.device:
         torch.cuda.set_device(number)
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
+
+
+def set_up(device: torch.device) -> None:
+    """What a process does before it trains on a device: the same results each time, and on a CPU
+    no waiting for memory.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to repeat
+    torch.use_deterministic_algorithms(True)
+    # No kernel here reads what it has not written, and filling every buffer costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = False
 
 
 def cuda_obstacle() -> str:

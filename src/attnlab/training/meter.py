@@ -165,20 +165,25 @@ def peak_memory_mib(device: torch.device) -> float:
     """CUDA: peak allocated by tensors. CPU: peak resident memory of the whole process."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    if sys.platform == "linux":
-        return _status_mib("VmHWM")
+    if (known := _status_mib("VmHWM")) is not None:
+        return known
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)
 
 
 def memory_mib(device: torch.device) -> float:
-    """What `peak_memory_mib` is the peak of, now; without Linux, of a CPU the peak itself."""
+    """What `peak_memory_mib` is the peak of, now; of a CPU, where that is not known, the peak."""
     if device.type == "cuda":
         return round(torch.cuda.memory_allocated(device) / 2**20, 1)
-    return _status_mib("VmRSS") if sys.platform == "linux" else peak_memory_mib(device)
+    known = _status_mib("VmRSS")
+    return peak_memory_mib(device) if known is None else known
 
 
-def _status_mib(field: str) -> float:
+def _status_mib(field: str) -> float | None:
+    """What Linux knows of this process; None elsewhere, and in sandboxes that do not say it."""
+    if sys.platform != "linux":
+        return None
     lines = Path("/proc/self/status").read_text().splitlines()
-    kib = next(line for line in lines if line.startswith(field)).split()[1]
-    return round(int(kib) / 1024, 1)
+    found = (int(line.split()[1]) for line in lines if line.startswith(field))
+    kib = next(found, None)
+    return None if kib is None else round(kib / 1024, 1)

@@ -60,7 +60,7 @@ _ROUNDING = "no longer the same to the last bit"
 EFFECTS = {
     "torch": _ROUNDING,
     "torchvision": _ROUNDING,
-    "numpy": "the order of the samples may be another one",
+    "numpy": "the order of the samples, and generated sequences, may be other ones",
     "device_name": _ROUNDING,
     "threads": _ROUNDING,
     "compile": "the dropout masks from here on are other ones",

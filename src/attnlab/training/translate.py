@@ -14,6 +14,7 @@ from attnlab.runtime import distributed
 from attnlab.training.evaluate import PREFIX
 
 SAMPLES = 5  # shown in reports and in W&B
+MOST_LOGITS = 2**27  # of the beams of all sources at a time, 0.5 GB in float32
 
 
 def translated(
@@ -27,7 +28,7 @@ def translated(
         found = translations(model, data, split, autocast)
         sources, references = data.texts[split]
         prefix = "best/val" if split == "validation" else PREFIX[split]
-        metrics |= scores(found, references, prefix)
+        metrics |= scores(found, references, prefix, data.options.target)
         for name, lines in (
             ("source", sources),
             ("reference", references),
@@ -57,29 +58,39 @@ def translations(
 
 
 def translate(model: nn.Module, pairs: Pairs, options: Translation) -> list[list[int]]:
-    """Token ids of the best translations of the sources."""
-    most = pairs.source_mask.sum(1) + options.extra_tokens
-    return beam_search(
-        model,
-        pairs.source,
-        pairs.source_mask,
-        most.clamp(max=options.sequence_length),
-        width=options.beam_width,
-        length_penalty=options.length_penalty,
-        bos=BOS,
-        eos=EOS,
-        never=(PAD,),
-    )
+    """Token ids of the best translations of the sources, as many of them at a time as MOST_LOGITS
+    allows.
+    """
+    at_once = max(1, MOST_LOGITS // (options.beam_width * options.vocab_size))
+    found: list[list[int]] = []
+    for start in range(0, len(pairs), at_once):
+        part = pairs[start : start + at_once]
+        most = part.source_mask.sum(1) + options.extra_tokens
+        found += beam_search(
+            model,
+            part.source,
+            part.source_mask,
+            most.clamp(max=options.sequence_length),
+            width=options.beam_width,
+            length_penalty=options.length_penalty,
+            bos=BOS,
+            eos=EOS,
+            never=(PAD,),
+        )
+    return found
 
 
-def scores(found: list[str], references: list[str], prefix: str) -> dict[str, float | str]:
+def scores(
+    found: list[str], references: list[str], prefix: str, language: str
+) -> dict[str, float | str]:
     """<prefix>/bleu and <prefix>/chrf, from 0 to 100, of all sentences together, and sacrebleu's
-    signatures, which say how they were measured.
+    signatures, which say how they were measured. language: of the translations; BLEU of Chinese,
+    for example, is of characters.
     """
     from sacrebleu.metrics import BLEU, CHRF
 
     measured: dict[str, float | str] = {}
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, metric in (("bleu", BLEU(trg_lang=language)), ("chrf", CHRF())):
         measured[f"{prefix}/{name}"] = metric.corpus_score(found, [references]).score
         measured[f"{name}_signature"] = str(metric.get_signature())
     return measured

@@ -2,7 +2,6 @@
 the CPU, and bounds of the kernels' times. What `make gpu` has measured stands beside it.
 """
 
-import json
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,8 @@ from attnlab.benchmarks.memory import modelled_peak_mib
 from attnlab.benchmarks.training_step import published_shape, training_step
 from attnlab.config.schema import Config
 from attnlab.kernels.triton_backend import Case
+from attnlab.runs.environment import source
+from attnlab.runs.files import Ledger
 from attnlab.runtime.device import give_back_freed_memory, release_freed_memory
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 
@@ -173,11 +174,13 @@ def of_kind(rows: dict[str, dict], kind: str) -> dict[str, dict]:
 
 
 def measured(results: Path, stage: str) -> dict[str, list[dict]]:
-    """Rows without error of a stage on every card, by their name."""
+    """Rows without error of a stage on every card, by their name; those of other code are left
+    out.
+    """
     found: dict[str, list[dict]] = {}
     for file in sorted(results.glob(f"*/{stage}.jsonl")):
-        rows = {row["row"]: row for row in map(json.loads, file.read_text().splitlines())}
+        rows = {row["row"]: row for row in Ledger(file).rows()}
         for key, row in rows.items():
-            if "error" not in row:
+            if "error" not in row and row.get("code") == source():
                 found.setdefault(key, []).append(row)
     return found

@@ -75,7 +75,7 @@ def run_stage(name: str, plan: Plan) -> tuple[str, bool]:
     """One line on a stage, and whether all its rows are there and none has failed."""
     began, limits = time.monotonic(), STAGES[name]
     Ledger(ledger_file(name, plan)).mend()
-    of = 1 if plan.smoke else min(limits.processes, (os.cpu_count() or 2) // 2)
+    of = 1 if plan.smoke else max(1, min(limits.processes, (os.cpu_count() or 2) // 2))
     workers = [CONTEXT.Process(target=work, args=(name, plan, i, of)) for i in range(of)]
     ended = "finished"
     try:
@@ -95,13 +95,17 @@ def run_stage(name: str, plan: Plan) -> tuple[str, bool]:
     rows = rows_of(name, plan)
     count = plan.scratch / f"{name}.wanted"
     wanted = count.read_text() if count.is_file() else "?"
-    failed = {key: row["error"] for key, row in rows.items() if "error" in row}
-    failed |= {key: "does not hold" for key, row in rows.items() if row.get("holds") is False}
+    failed = {key: why for key, row in rows.items() if (why := _failure(row))}
     said = f"{ended} after {time.monotonic() - began:.0f} s, {len(rows)} of {wanted} rows"
     if failed:
         key, error = next(iter(failed.items()))
         said += f", {len(failed)} failed: {key}: {error}"
     return said, not failed and str(len(rows)) == wanted
+
+
+def _failure(row: dict[str, Any]) -> str:
+    """Why a row is not as it should be; empty if it is."""
+    return row.get("error", "") or ("does not hold" if row.get("holds") is False else "")
 
 
 def work(name: str, plan: Plan, number: int, of: int) -> None:
@@ -122,7 +126,7 @@ def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
     ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), source()
     measures = import_module(f"attnlab.benchmarks.gpu.{name}").work(plan)
     (plan.scratch / f"{name}.wanted").write_text(str(len(measures)))
-    missing = [key for key in measures if key not in found or "error" in found[key]]
+    missing = [key for key in measures if key not in found or _failure(found[key])]
     for key in missing[number::of]:
         began = time.monotonic()
         try:
