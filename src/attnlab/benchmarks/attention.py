@@ -17,6 +17,7 @@ from attnlab.functional import ACTIVATIONS
 from attnlab.kernels.ops import BACKENDS
 from attnlab.models.attention.base import head_linear
 from attnlab.models.attention.neural import NeuralAttention
+from attnlab.runtime.device import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -52,35 +53,46 @@ class Shape:
 
 
 def attention(
-    shape: Shape, cases: list[str], backends: list[str], device: torch.device
+    shapes: list[Shape], cases: list[str], backends: list[str], device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """Two rows (see `measure`) for the dot product, and for each case and backend that fits this
-    shape and machine.
+    """Two rows (see `measure`) for the dot product on each shape, and for each case and backend
+    that fits it and this machine.
+
+    Memory comes first for all of them: kept for the next step, freed memory is in pieces that
+    would count as memory of whoever comes next. Kept it is while times are measured, as in
+    training: else all of a tensor of more than 32 MiB is mapped anew each time.
     """
-    yield from measure(shape, *SDPA, device)
-    for case in cases:
-        for backend in backends:
+    found = []
+    for shape in shapes:
+        for case, backend in [SDPA, *((case, backend) for case in cases for backend in backends)]:
             try:
-                yield from measure(shape, case, backend, device)
+                passes = steps(shape, case, backend, device)
+                peaks = peak_memory(passes, device)
             except Exception as error:
                 if backend != FLEX:
                     raise
                 # torch's compiler may not take it on every card: the other rows are worth having
                 why = first_line(error)
                 log.warning("%s, %s, N %d is left out: %s", case, backend, shape.n, why)
+            else:
+                found.append((shape, case, backend, passes, peaks))
+    if device.type == "cpu":
+        keep_freed_memory()
+    for shape, case, backend, passes, peaks in found:
+        rows = measure(passes, shape, case, backend, device)
+        for row, peak in zip(rows, peaks, strict=True):
+            yield row | {"peak_mib": peak}
 
 
-def measure(
-    shape: Shape,
-    case: str,
-    backend: str,
-    device: torch.device,
-    limit: float = SECONDS,
-    largest: int = MAX_TENSOR_BYTES,
-) -> list[dict[str, Any]]:
-    """A row each for the forward and for both passes: ms, ratio to the dot product with its
-    quartiles, and peak MiB above what was there before. None if a tensor of more than `largest`
-    bytes would be needed, or the backend cannot serve. limit: seconds of a measurement.
+# Forward, and both passes -> a step of a contender, and one of the dot product.
+Passes = dict[str, tuple[Callable[[], None], Callable[[], None]]]
+
+
+def steps(
+    shape: Shape, case: str, backend: str, device: torch.device, largest: int = MAX_TENSOR_BYTES
+) -> Passes:
+    """What is measured of a contender. Empty if a tensor of more than `largest`
+    bytes would be needed, or the backend cannot serve.
     """
     torch.manual_seed(0)
     size = (3, shape.batch, shape.heads, shape.n, shape.d)
@@ -92,37 +104,53 @@ def measure(
     if (case, backend) != SDPA:
         found = contender(shape, case, backend, device, largest)
         if found is None:
-            return []
+            return {}
         run, parameters = found
+    return {
+        name: (step(run, leaves, parameters, given), step(dot, leaves, [], given))
+        for name, given in (("forward", None), ("forward_backward", upstream))
+    }
+
+
+def peak_memory(passes: Passes, device: torch.device) -> list[float]:
+    """Peak MiB of each pass above what was there before."""
+    return [extra_memory(ours, device) for ours, _ in passes.values()]
+
+
+def measure(
+    passes: Passes,
+    shape: Shape,
+    case: str,
+    backend: str,
+    device: torch.device,
+    limit: float = SECONDS,
+) -> list[dict[str, Any]]:
+    """A row for each pass of `steps`: ms, and ratio to the dot product with its quartiles. limit:
+    seconds of a measurement.
+    """
     d_prime, hidden = CASES.get(case, (None, None))
-    rows = []
-    for both in (False, True):
-        base = step(dot, leaves, [], upstream if both else None)
-        ours = step(run, leaves, parameters, upstream if both else None)
-        peak = extra_memory(ours, device)
-        rows.append(
-            {
-                "case": case,
-                "backend": backend,
-                "n": shape.n,
-                "d": shape.d,
-                "batch": shape.batch,
-                "heads": shape.heads,
-                "d_prime": d_prime,
-                "hidden": hidden,
-                "causal": shape.causal,
-                "dtype": str(shape.dtype).removeprefix("torch."),
-                "pass": "forward_backward" if both else "forward",
-                **paired(ours, base, device, limit),
-                "peak_mib": peak,
-                **measured_on(device),
-            }
-        )
-    return rows
+    return [
+        {
+            "case": case,
+            "backend": backend,
+            "n": shape.n,
+            "d": shape.d,
+            "batch": shape.batch,
+            "heads": shape.heads,
+            "d_prime": d_prime,
+            "hidden": hidden,
+            "causal": shape.causal,
+            "dtype": str(shape.dtype).removeprefix("torch."),
+            "pass": name,
+            **paired(ours, base, device, limit),
+            **measured_on(device),
+        }
+        for name, (ours, base) in passes.items()
+    ]
 
 
 def contender(shape: Shape, case: str, backend: str, device: torch.device, largest: int):
-    """A function of q, k, v and its parameters, or None; see `measure`."""
+    """A function of q, k, v and its parameters, or None; see `steps`."""
     d_prime, hidden = CASES[case]
     pairs = 4 * shape.batch * shape.heads * shape.n**2
     widest = 2 * (d_prime or shape.d) if backend == LITERAL else hidden[0]

@@ -93,7 +93,7 @@ def main(
     import torch
 
     from attnlab.benchmarks import attention as bench
-    from attnlab.runtime.device import keep_freed_memory, set_up
+    from attnlab.runtime.device import set_up
 
     if plot:
         try:
@@ -109,8 +109,6 @@ def main(
     where = torch.device(device or known[-1])
     if model:
         set_up(where)  # as training does
-    elif where.type == "cpu":
-        keep_freed_memory()  # else who makes large tensors waits for the C library
     rows = list(steps(where) if model else attention(bench, options, where))
     print_table(rows)
     if json:
@@ -129,10 +127,9 @@ def attention(bench, options: Options, device):
         chosen.append(list(allowed) if said == "all" else said.split(","))
         if unknown := sorted(set(chosen[-1]) - set(allowed)):
             raise BadInput(f"{key}={','.join(unknown)}: must be among {', '.join(allowed)}")
-    for n in options.sizes():
-        dtype = getattr(torch, options.dtype)
-        shape = bench.Shape(n, options.d, options.batch, options.heads, not options.full, dtype)
-        yield from bench.attention(shape, *chosen, device)
+    sizes = (options.d, options.batch, options.heads, not options.full)
+    shapes = [bench.Shape(n, *sizes, getattr(torch, options.dtype)) for n in options.sizes()]
+    yield from bench.attention(shapes, *chosen, device)
 
 
 def steps(device):

@@ -86,12 +86,15 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Let glibc give large freed blocks back at once, so that resident memory is that of tensors.
+    """Let glibc give large freed blocks back at once, so that resident memory is that of tensors;
+    it undoes `keep_freed_memory`.
 
     By itself it learns to keep blocks of up to 32 MiB, in pieces that no tensor fits: a peak of
     634 MiB of tensors then took 816 MiB.
     """
+    _glibc("mallopt", M_MMAP_MAX, 2**16)
     _glibc("mallopt", M_MMAP_THRESHOLD, 2**17)
+    _glibc("mallopt", M_TRIM_THRESHOLD, 2**17)
 
 
 def release_freed_memory() -> None:

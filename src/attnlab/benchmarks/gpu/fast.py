@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from attnlab.benchmarks.attention import FLEX, LITERAL, SDPA, Shape, measure
+from attnlab.benchmarks.attention import FLEX, LITERAL, SDPA, Shape, measure, peak_memory, steps
 from attnlab.benchmarks.gpu.plan import Plan
 from attnlab.training.flops import PEAK
 
@@ -35,11 +35,14 @@ def work(plan: Plan):
 def timed(plan: Plan, shape: Shape, case: str, backend: str, precision: str, device):
     """Both passes of one contender on one shape, with the share of the card's peak."""
     largest = torch.cuda.mem_get_info()[1] // 8 if device.type == "cuda" else 2**29
-    rows = measure(shape, case, backend, device, plan.seconds, largest)
+    passes = steps(shape, case, backend, device, largest)
+    peaks = peak_memory(passes, device)
+    rows = measure(passes, shape, case, backend, device, plan.seconds)
     if not rows:
         return {"left_out": "a tensor would be too large, or the backend cannot serve"}
     found: dict[str, Any] = {}
-    for row in rows:
+    for row, peak_mib in zip(rows, peaks, strict=True):
+        row["peak_mib"] = peak_mib
         peak = PEAK.get(row["device"], {}).get(precision)
         products = flops(shape, row["hidden"]) * (3 if row["pass"] != "forward" else 1)
         row["share_of_peak"] = round(products / (row["ms"] / 1000) / peak, 4) if peak else None
