@@ -55,7 +55,8 @@ class Update:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         per_step = self.options.batch_size // distributed.micro_batch(self.options)
-        mine = range(distributed.rank(), per_step, distributed.world_size())
+        processes = distributed.world_size()
+        mine = range(distributed.rank(), per_step, processes)
         fetched = batches.take()
         total = distributed.all_reduce_count(sum(batch.scored for batch in fetched), self.device)
         loss = torch.zeros((), device=self.device)
@@ -74,11 +75,12 @@ class Update:
                         reduction,
                         self.options.label_smoothing,
                     )
-                if batch.scored:
+                if total > batch.scored > 0:
                     # where micro-batches score equally many this is mean / per_step, to the bit
                     part = part / (total / batch.scored)
                 # gradients become their mean over processes, and are to be their sum
-                self.scaler.scale(part * distributed.world_size()).backward()
+                whole = part * processes if processes > 1 else part
+                self.scaler.scale(whole).backward()
             loss += part.detach()
         self.scaler.unscale_(self.optimizer)
         limit = self.options.grad_clip or math.inf
