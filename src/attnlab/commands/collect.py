@@ -1,7 +1,7 @@
 """The runs below a folder in one file, to be kept without their folders:
 
-    attnlab collect runs=outputs out=results/mine/runs.jsonl
-    attnlab collect runs=outputs out=results/mine/runs.jsonl speeds=no
+    attnlab collect runs=outputs out=kept/runs.jsonl
+    attnlab collect runs=outputs out=kept/runs.jsonl speeds=no
 
 A line holds configuration, environment, result and a curve of about 50 points. attnlab report
 reads the file as it reads run folders. Absolute paths are written relative to the working folder.

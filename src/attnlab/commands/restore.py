@@ -1,6 +1,6 @@
 """The folders of collected runs, made again, so that a sweep goes on from them:
 
-    attnlab restore runs=results/mine/runs.jsonl out=outputs
+    attnlab restore runs=kept/runs.jsonl out=outputs
 
 `attnlab collect` writes the file; keep it where it is safe. On another machine, or after the loss
 of a disk, restore it and type the sweep's command again: runs that were finished are skipped. A
