@@ -57,7 +57,7 @@ SCORERS = st.fixed_dictionaries(
         "projection_bias": st.booleans(),
         "backend": st.sampled_from(["eager", "auto"]),  # in float64 auto is chunked
     }
-)
+).filter(lambda options: options["d_prime"] or not options["projection_bias"])
 
 
 @settings(max_examples=60)
