@@ -99,6 +99,7 @@ def test_chunked_gradients_of_values_do_not_stop_growing(monkeypatch):
     torch.testing.assert_close(found, exact, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch.func itself
 def test_forward_mode_goes_by_the_reference_and_not_silently_to_0(built):
     q, step = torch.randn(2, 1, 1, 5, 4)
     net = network(1, 4, [3], "tanh")

@@ -68,6 +68,7 @@ def test_the_result_has_the_dtype_of_the_values(name):
     assert module(q, k, v.bfloat16(), causal=True).dtype == torch.bfloat16
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_query_that_sees_no_key_makes_no_nan_on_the_way(name):
     module = mechanism(name)
