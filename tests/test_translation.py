@@ -17,10 +17,11 @@ from test_attention import HEADS, PAIRWISE, VARIANTS, WIDTH, configured, loop, m
 
 from attnlab import cli
 from attnlab.config.compose import load
+from attnlab.data.bpe import BOS, EOS, detokenize, train_bpe
 from attnlab.data.loader import build_data
 from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.symbols import UNSCORED
-from attnlab.data.translation import BOS, EOS, Groups, Sentences, detokenize, train_bpe
+from attnlab.data.translation import Groups, Sentences
 from attnlab.errors import BadInput
 from attnlab.inspection.attention_maps import views
 from attnlab.inspection.trained import trained

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from attnlab.config.datasets import Data, Image
+from attnlab.config.datasets import Data, Image, Stored
 from attnlab.config.mechanisms import Model
 from attnlab.config.types import (
     MAX_SIZE,
@@ -255,10 +255,9 @@ READS = {"lm": {"text", "symbols"}, "vit": {"image"}, "seq2seq": {"translation"}
 def _contradictions(cfg: Config) -> Iterator[str]:
     """One message for every combination of keys that is not allowed."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
-    source = Path(os.path.abspath(getattr(data, "path", None) or os.devnull))
-    for key in ("output_root", "cache"):
+    for key in ("output_root", "cache") if isinstance(data, Stored) and data.path else ():
         written = getattr(cfg.runtime, key)
-        if Path(os.path.abspath(written)).is_relative_to(source):
+        if Path(os.path.abspath(written)).is_relative_to(os.path.abspath(data.path)):
             yield (
                 f"runtime.{key}={written}: lies in data.path={data.path}, so that what runs write "
                 "would be read as data; choose another folder"

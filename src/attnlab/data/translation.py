@@ -1,15 +1,13 @@
 """Sentence pairs in the hub's row forms (`translation: {de, en}`, or columns `de` and `en`): a
 joint vocabulary, and batches of similar lengths.
 
-Byte-level BPE (Sennrich et al., arXiv 1508.07909), trained on both languages of the training
-split: no text is out of its vocabulary, and decoding gives back the text, as BLEU needs it. A
-source is its tokens and [EOS]; a target is [BOS], its tokens and [EOS].
+The byte-level BPE of `bpe` is trained on both languages of the training split. A source is its
+tokens and [EOS]; a target is [BOS], its tokens and [EOS].
 """
 
 import logging
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from attnlab.config.datasets import Translation
 from attnlab.config.schema import Body
+from attnlab.data.bpe import BOS, EOS, train_bpe
 from attnlab.data.cache import array, cached, fingerprint
 from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.pairs import PAD, Pairs, padded
@@ -32,8 +31,6 @@ from attnlab.runtime.seeding import derive_seed
 log = logging.getLogger(__name__)
 
 SIDES = ("source", "target")
-SPECIAL = ["[PAD]", "[BOS]", "[EOS]"]
-BOS, EOS = 1, 2
 ENCODED_AT_ONCE = 10_000  # sentences: what the tokenizer says of each token takes 120 bytes
 
 
@@ -275,33 +272,3 @@ def _lines(rows: Rows, split: str, data: Translation) -> tuple[list[str], list[s
     if not sides[0]:
         raise BadInput(f"{rows.where}: split {split} has no sentence pair that is not empty")
     return sides
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int):
-    """A byte-level BPE of so many tokens; the same one every time."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=SPECIAL,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return plain_text(tokenizer)
-
-
-def plain_text(tokenizer):
-    """The tokenizer, for which a text that contains "[PAD]" has these five characters, and no
-    padding. Its file does not say so.
-    """
-    tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
-def detokenize(tokenizer, ids: list[int]) -> str:
-    """The line that token ids stand for, single spaces between its words."""
-    return " ".join(tokenizer.decode(ids, skip_special_tokens=True).split())

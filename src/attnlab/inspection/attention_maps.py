@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from attnlab.config.schema import Config
+from attnlab.data.bpe import BOS, EOS, detokenize
 from attnlab.data.loader import build_data
 from attnlab.data.pairs import Pairs
 from attnlab.data.tokenizer import marked
-from attnlab.data.translation import BOS, EOS, detokenize
 from attnlab.errors import BadInput
 from attnlab.inspection.trained import trained
 from attnlab.inspection.translate import encoded

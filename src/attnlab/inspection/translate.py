@@ -7,8 +7,8 @@ import torch
 
 from attnlab.config.messages import checked
 from attnlab.config.schema import Config
+from attnlab.data.bpe import EOS, detokenize, plain_text
 from attnlab.data.pairs import PAD, Pairs, padded
-from attnlab.data.translation import EOS, detokenize, plain_text
 from attnlab.errors import BadInput
 from attnlab.inspection.trained import trained
 from attnlab.training import translate

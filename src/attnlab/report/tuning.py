@@ -38,9 +38,9 @@ class Tuned:
 
 @dataclass
 class Tuning:
-    """Arms whose runs agree in everything but arm, seed and learning rate. shared: the rates at
-    which all arms have been run, no trials. common: that of them with most runs; None without one.
-    at_common, at_own: effects over the dot product by label.
+    """Arms whose runs agree in everything but arm, seed and learning rate. common: the rate of
+    `shared` with most runs; None without one. at_common, at_own: effects over the dot product by
+    label.
     """
 
     title: str
@@ -49,7 +49,6 @@ class Tuning:
     seeds: list[int]
     arms: list[Tuned]
     common: float | None
-    shared: set[float]
     at_common: dict[str, Effect]
     at_own: dict[str, Effect]
 
@@ -57,6 +56,11 @@ class Tuning:
     def rates(self) -> list[float]:
         """Of all trials, rising."""
         return sorted({rate for tuned in self.arms for rate in tuned.response})
+
+    @property
+    def shared(self) -> set[float]:
+        """The rates at which all arms have been run, no trials."""
+        return _shared_rates(self.arms)
 
     @property
     def at_own_rates(self) -> list[Run]:
@@ -111,8 +115,7 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
     # at some, while a single trial more of one arm leaves the others as they were
     rates = median_high([len(tried) for arm in groups if (tried := _tried(arm))])
     arms = [_tuned(arm, seeds, rates, measure) for arm in groups]
-    shared_rates = _shared_rates(arms)
-    common = _common(arms, shared_rates)
+    common = _common(arms)
     fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
         "common": {t.arm.label: t.fresh.get(common, {}) for t in arms},
@@ -128,15 +131,7 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
 
     effects_at = {name: effects(values) for name, values in at.items()}
     return Tuning(
-        title,
-        short,
-        measure,
-        seeds,
-        arms,
-        common,
-        shared_rates,
-        effects_at["common"],
-        effects_at["own"],
+        title, short, measure, seeds, arms, common, effects_at["common"], effects_at["own"]
     )
 
 
@@ -146,11 +141,12 @@ def _shared_rates(arms: list[Tuned]) -> set[float]:
     return set.intersection(*run) if run else set()
 
 
-def _common(arms: list[Tuned], rates: set[float]) -> float | None:
-    """Of these rates the one with most runs; of several one that no arm chose."""
+def _common(arms: list[Tuned]) -> float | None:
+    """Of the shared rates the one with most runs; of several one that no arm chose."""
     own = {tuned.own.rate for tuned in arms if tuned.own}
     run = [tuned for tuned in arms if tuned.fresh]
-    counts = {rate: sum(len(tuned.fresh[rate]) for tuned in run) for rate in sorted(rates)}
+    rates = sorted(_shared_rates(arms))
+    counts = {rate: sum(len(tuned.fresh[rate]) for tuned in run) for rate in rates}
     return max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
 
 

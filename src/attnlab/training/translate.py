@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from attnlab.config.datasets import Translation
+from attnlab.data.bpe import BOS, EOS, detokenize
 from attnlab.data.pairs import PAD, Pairs
 from attnlab.data.tokenizer import load_tokenizer
-from attnlab.data.translation import BOS, EOS, TranslationData, detokenize
+from attnlab.data.translation import TranslationData
 from attnlab.functional import Autocast
 from attnlab.models.beam import beam_search
 from attnlab.runtime import distributed

@@ -178,9 +178,10 @@ def measured(results: Path, stage: str) -> dict[str, list[dict]]:
     out.
     """
     found: dict[str, list[dict]] = {}
+    code = source()
     for file in sorted(results.glob(f"*/{stage}.jsonl")):
         rows = {row["row"]: row for row in Ledger(file).rows()}
         for key, row in rows.items():
-            if "error" not in row and row.get("code") == source():
+            if "error" not in row and row.get("code") == code:
                 found.setdefault(key, []).append(row)
     return found
