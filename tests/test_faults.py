@@ -212,6 +212,9 @@ def test_an_error_inside_a_loader_is_not_called_its_end(cache, tmp_path):
     fork = OSError(errno.ENOMEM, "Cannot allocate memory")
     for error in (memory, fork):
         assert str(explain(error, *place)).startswith("out of cpu memory")
+    loading = config("scale=smoke", f"runtime.cache={cache}", "runtime.workers=2")
+    said = str(explain(EOFError(), loading, *place[1:]))  # of its pipe, which says nothing
+    assert "(runtime.workers=2) ended or hangs: EOFError. " in said
 
 
 def test_a_killed_loader_is_one_line_and_the_run_resumes(start, tmp_path):

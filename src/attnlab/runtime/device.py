@@ -9,7 +9,7 @@ import sys
 import torch
 
 from attnlab.config.schema import Runtime
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, first_line
 from attnlab.runtime.torchrun import local_rank
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
@@ -63,7 +63,7 @@ def cuda_obstacle() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:
-        return str(error).splitlines()[0].partition(". ")[0]
+        return first_line(error).partition(". ")[0]
     return "no CUDA device here"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attnlab.config.schema import Config, Trainer
 from attnlab.data.loader import Order
-from attnlab.errors import OutOfResources, PeerLost
+from attnlab.errors import OutOfResources, PeerLost, first_line
 from attnlab.runs.folder import RunFolder
 from attnlab.runtime import distributed
 from attnlab.training import checkpoint
@@ -127,7 +127,7 @@ def explain(
     if broken_pipe or (isinstance(error, RuntimeError) and LOADER_ENDED.search(str(error))):
         return OutOfResources(
             f"a process that loads data (runtime.workers={cfg.runtime.workers}) ended or hangs: "
-            f"{str(error).splitlines()[0].strip('. ')}. {_saved(folder.checkpoints)}"
+            f"{first_line(error).strip('. ')}. {_saved(folder.checkpoints)}"
         )
     return error
 
