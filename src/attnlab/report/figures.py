@@ -180,7 +180,7 @@ def plot_forest(forest: Forest, stem: Path) -> None:
     for place, (_, effect) in enumerate(forest.rows):
         bars = [[effect.mean - effect.low], [effect.high - effect.mean]]
         axis.errorbar(effect.mean, place, xerr=bars, fmt="s", ms=5, capsize=3, color="#0072B2")
-    labels = [textwrap.fill(f"{label} (n = {e.n})", 60) for label, e in forest.rows]
+    labels = [textwrap.fill(f"{label} (n\u00a0=\u00a0{e.n})", 60) for label, e in forest.rows]
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(forest.x_label)
