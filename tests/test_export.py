@@ -69,7 +69,7 @@ def reference(cfg, run: Path) -> tuple[Transformer, torch.Tensor]:
     """The run's best checkpoint as the program itself loads it, and a batch of the test split."""
     data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     model = program.build(cfg, data)
-    checkpoint.fill(model, checkpoint.load_best(run / "checkpoints"), run)
+    checkpoint.load_weights(model, checkpoint.load_best(run / "checkpoints"), run)
     return model.eval(), data.evaluation("test").__getitems__([(0, 0), (0, 1)])[0]
 
 

@@ -272,7 +272,7 @@ def test_another_configuration_in_the_folder_is_refused_key_by_key(finished, cac
 
 
 LOST = {  # what was in a folder and is no longer, or is damaged -> what is said
-    "config.yaml": (None, "has checkpoints and no config.yaml, so nobody knows of what"),
+    "config.yaml": (None, "has checkpoints but no config.yaml to say of what"),
     "metrics.jsonl": (None, "metrics.jsonl: rows up to step 4 are lost"),
     "timing.jsonl": (b'{"step": 1}\n{}\n', "timing.jsonl: has a row without its step"),
 }

@@ -1,8 +1,8 @@
-"""The command line around a run: all problems are reported at once before anything is touched;
-exit codes.
+"""The command line around a run: all problems are reported at once before anything is touched.
 
-`check` composes the configuration (of every job in a sweep) as Hydra will, and reports everything
-that is wrong. Only then does Hydra start the job, so bad input never leaves a folder behind.
+`check_overrides` composes the configuration (of every job in a sweep) as Hydra will, and reports
+everything that is wrong. Only then does Hydra start the job, so bad input never leaves a folder
+behind.
 """
 
 import contextlib

@@ -29,7 +29,7 @@ def causal_mask(n: int, m: int, device: torch.device) -> Tensor:
 
 
 def visible_keys(q: Tensor, k: Tensor, causal: bool, mask: Tensor | None) -> Tensor | None:
-    """What query i sees of the keys: boolean, broadcasts to (B, H, N, M), or None for all.
+    """Which keys query i sees: boolean, broadcasts to (B, H, N, M), or None for all.
 
     q (B, H, N, D), k (B, H, M, D). causal: key j <= i + M - N; mask: True where a key may be seen,
     broadcasts to (B, H, N, M). Both must allow a key. Errors: `ValueError` if mask does not fit.
@@ -51,7 +51,7 @@ def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_bias(bias: Tensor, shape: tuple[int, ...]) -> None:
-    """Errors: `ValueError` if bias holds no real numbers or does not broadcast to (B, H, N, M)."""
+    """Errors: `ValueError` if bias is not floating point or does not broadcast to (B, H, N, M)."""
     if not bias.is_floating_point():
         raise ValueError(f"bias must be a tensor of floating point numbers; got {bias.dtype}")
     _check_broadcasts("bias", bias, shape)

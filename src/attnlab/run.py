@@ -28,9 +28,9 @@ from attnlab.training.faults import explain
 from attnlab.training.flops import arithmetic
 from attnlab.training.model import build
 from attnlab.training.resume import (
+    check_same_data,
+    check_same_processes,
     other_source,
-    same_data,
-    same_processes,
     take_best,
     with_history,
 )
@@ -78,7 +78,7 @@ def _run(cfg: Config, path: Path, device: torch.device) -> tuple[dict[str, Any],
     with distributed.main_process_first():
         data = build_data(cfg.data, cfg.seed, cfg.runtime.cache)
     if result is not None:
-        same_data(result["data_fingerprint"], data, path)
+        check_same_data(result["data_fingerprint"], data, path)
         return result, True
     total_steps(cfg.trainer, len(data.train()))  # an impossible budget is refused here
     try_mechanism(cfg.arch, cfg.model, device)  # and a backend that cannot serve
@@ -143,8 +143,8 @@ def to_continue(data: Data, folder: RunFolder) -> dict[str, Any] | None:
     with distributed.main_process_first():
         state = checkpoint.load_newest(folder.checkpoints)
     if state:
-        same_data(state["data"], data, folder.path)
-        same_processes(state, folder.path)
+        check_same_data(state["data"], data, folder.path)
+        check_same_processes(state, folder.path)
         take_best(state, folder)
     folder.write_config()
     if folder.writes:
@@ -155,7 +155,7 @@ def to_continue(data: Data, folder: RunFolder) -> dict[str, Any] | None:
 def announce(cfg: Config, device: torch.device, name: str, threads: int) -> None:
     """Log where and how precisely the run computes."""
     computes = f"{name}, {threads} threads" if device.type == "cpu" else name
-    log.info("device: %s (%s), as %s", device, computes, chosen_because(cfg.runtime, device))
+    log.info("device: %s (%s); %s", device, computes, chosen_because(cfg.runtime, device))
     log.info("precision: %s", cfg.trainer.precision)
 
 
@@ -214,8 +214,8 @@ def test(
     """
     device = next(model.parameters()).device
     best = checkpoint.load_best(path / "checkpoints")
-    same_data(best["data"], data, path)
-    checkpoint.fill(model, best, path)
+    check_same_data(best["data"], data, path)
+    checkpoint.load_weights(model, best, path)
     # as many at a time as in training: one process may have less memory than all of them
     batch = distributed.micro_batch(cfg.trainer, best.get("processes"))
     autocast = precision(cfg.trainer, device)

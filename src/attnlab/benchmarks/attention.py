@@ -58,9 +58,9 @@ def attention(
     """Two rows (see `measure`) for the dot product on each shape, and for each case and backend
     that fits it and this machine.
 
-    Memory comes first for all of them: kept for the next step, freed memory is in pieces that
-    would count as memory of whoever comes next. Kept it is while times are measured, as in
-    training: else all of a tensor of more than 32 MiB is mapped anew each time.
+    Peaks of all are measured first, because freed memory that is kept would count in the next
+    peak. Times are measured with freed memory kept, as in training: otherwise a tensor of more
+    than 32 MiB is mapped anew each time.
     """
     found = []
     for shape in shapes:

@@ -1,4 +1,4 @@
-"""The runs below a folder in one file, to be kept without their folders:
+"""Collect the runs below a folder in one file that can replace them:
 
     attnlab collect runs=outputs out=kept/runs.jsonl
     attnlab collect runs=outputs out=kept/runs.jsonl speeds=no

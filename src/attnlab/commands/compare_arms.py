@@ -42,6 +42,6 @@ def configuration(arm: str) -> Config:
     cli.check_overrides(arm.split())
     listed = cli.jobs(arm.split())
     if len(listed) > 1:
-        raise BadInput(f"{arm}: is {len(listed)} runs; an arm is one")
+        raise BadInput(f"{arm}: is {len(listed)} runs; must be one")
     (job,) = compose_jobs(listed)
     return job.cfg

@@ -1,4 +1,4 @@
-"""A trained model as a folder of its own, which attnlab.load and transformers read:
+"""Export a trained model as a folder that attnlab.load and transformers read:
 
 attnlab export run=<folder> out=<folder>
 attnlab export run=<folder> out=<folder> push=<hub id>

@@ -1,8 +1,8 @@
 """Steps that train one arm for as many seconds as another:  attnlab match_time run=<> arm=<>.
 
 This gives the time-matched baseline of a comparison. `run` is a finished run of the arm whose
-training time is matched, `arm` one of the arm that is to get as much, of the same sizes; a short
-one is enough. Both have to be measured on the same machine with nothing else running.
+training time is matched. `arm` is a finished run, short if you like, of the arm that gets the same
+time; sizes must agree. Both have to be measured on the same machine with nothing else running.
 """
 
 from pathlib import Path
@@ -45,5 +45,5 @@ def _measured(folder: Path, key: str) -> Run:
     if found.status != "finished":
         raise BadInput(f"{key}={folder}: is {found.status}; must be a finished run")
     if not found.result.get("step_ms_median"):
-        raise BadInput(f"{key}={folder}: has no step time: too few steps, or collected without")
+        raise BadInput(f"{key}={folder}: has no step time: too few steps, or speeds=no in collect")
     return found

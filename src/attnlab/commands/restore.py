@@ -1,4 +1,4 @@
-"""The folders of collected runs, made again, so that a sweep goes on from them:
+"""Restore the folders of collected runs, so that a sweep goes on from them:
 
     attnlab restore runs=kept/runs.jsonl out=outputs
 

@@ -1,4 +1,4 @@
-"""Give Weights & Biases what it lacks of a run:  attnlab upload run=<folder>.
+"""Send Weights & Biases a run's missing rows:  attnlab upload run=<folder>.
 
 The rows of metrics.jsonl and timing.jsonl go into the W&B run that the folder has had from its
 start; rows that are there already are not sent again. mode=offline writes all rows into a new

@@ -71,8 +71,6 @@ def load(folder: Path, name: str = "run") -> Config:
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
     if not OmegaConf.is_dict(stored):
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: it holds no mapping")
-    if OmegaConf.select(stored, "data.path", default="") is None:  # once that of embedded data
-        stored.data.path = f"embedded:{stored.data.get('name')}"
     for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():
         if OmegaConf.select(stored, key) is None:
             OmegaConf.update(stored, key, before)

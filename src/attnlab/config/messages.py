@@ -8,22 +8,13 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from attnlab.config.measures import OF_KIND
 from attnlab.config.mechanisms import MECHANISMS, PLAIN
-from attnlab.config.schema import Config
+from attnlab.config.schema import READS, Config
 from attnlab.config.symbols import LEVELS
 from attnlab.errors import BadInput
 
-TAGS = {
-    "lm",
-    "vit",
-    "seq2seq",
-    "text",
-    "image",
-    "symbols",
-    "translation",
-    *LEVELS,
-    *MECHANISMS,
-}  # how pydantic names a section's variants
+TAGS = {*READS, *OF_KIND, *LEVELS, *MECHANISMS}  # how pydantic names a section's variants
 
 WORDING = {  # of pydantic's types of errors
     "string_pattern_mismatch": "must be up to 64 letters, digits, _, - and ., the first no .",

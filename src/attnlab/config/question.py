@@ -17,10 +17,8 @@ from pydantic import Field, model_validator
 from attnlab.config.compose import CONFIGS
 from attnlab.config.measures import MEASURES, OF_KIND, Measure
 from attnlab.config.messages import checked
-from attnlab.config.types import Count, Name, Positive, Section
+from attnlab.config.types import Name, Positive, Section, Seed
 from attnlab.errors import BadInput
-
-Seeds = list[Annotated[Count, Field(lt=2**32)]]
 
 
 class Question(Section):
@@ -39,8 +37,8 @@ class Question(Section):
     arms: Annotated[list[Name], Field(min_length=2)]
     controls: Annotated[list[Name], Field(min_length=1)]
     settings: list[str] = Field(default_factory=list)
-    seeds: Annotated[Seeds, Field(min_length=2)]
-    tuning_seeds: Seeds
+    seeds: Annotated[list[Seed], Field(min_length=2)]
+    tuning_seeds: list[Seed]
     learning_rate: Literal["common", "own"] = "common"
     primary: Literal["test/perplexity", "test/accuracy", "test/bleu"]
     smallest_effect: Positive

@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from attnlab.config.compose import compose_config, sections
 from attnlab.config.messages import checked
-from attnlab.config.types import Count, Positive, Section
+from attnlab.config.types import Positive, Section, Seed
 from attnlab.errors import BadInput
 
 
 class Tuning(Section):
     """seeds: of trials, used for nothing else. factors: of the configured learning rate."""
 
-    seeds: Annotated[list[Annotated[Count, Field(lt=2**32)]], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
     factors: Annotated[list[Positive], Field(min_length=2)]
 
     @model_validator(mode="after")

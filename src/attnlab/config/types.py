@@ -27,6 +27,7 @@ def valid_path(path: str) -> str:
 
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy, too
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]

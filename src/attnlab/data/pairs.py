@@ -50,7 +50,5 @@ class Pairs:
 
 def padded(rows: list[np.ndarray], value: int) -> Tensor:
     """Rows of ids as one matrix, with `value` behind the shorter ones."""
-    found = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for place, row in zip(found, rows, strict=True):
-        place[: len(row)] = row
-    return torch.from_numpy(found)
+    ids = [torch.from_numpy(row.astype(np.int64)) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=value)

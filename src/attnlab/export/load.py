@@ -15,6 +15,7 @@ from attnlab.models.transformer import Transformer, build_model
 def load(source: str | Path, **download: Any) -> Transformer:
     """The model that `attnlab export` wrote, on the CPU and in evaluation mode.
 
+    It maps ids (B, N) to logits (B, N, V), or images (B, 3, S, S) in [-1, 1] to logits (B, C).
     source: its folder, or the id of a repository on the Hugging Face hub; download: arguments of
     `huggingface_hub.snapshot_download`, such as revision and token. Logits are those of the run's
     best checkpoint, bit for bit on the same machine. Errors: `BadInput` in one line if a file is

@@ -80,7 +80,7 @@ class AttnlabModel(PreTrainedModel):
 
 
 def _refuse(others: dict) -> None:
-    """What would change nothing here is no error; what was to change something is one."""
+    """Refuse arguments meant to change the result; ignore those without effect."""
     if others.pop("return_dict", None) is False:
         raise TypeError("return_dict=False: attnlab models return an object with names")
     for name, value in others.items():

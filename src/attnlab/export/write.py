@@ -38,7 +38,7 @@ def export(cfg: Config, run: Path, out: Path) -> None:
     best = checkpoint.load_best(run / "checkpoints")
     spec = spec_of(cfg, best["model"])
     model = build(spec)
-    checkpoint.fill(model, best, run)
+    checkpoint.load_weights(model, best, run)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise BadInput(f"out={out}: is there already; name a folder that is not there, or empty")
     try:
@@ -64,10 +64,10 @@ def export(cfg: Config, run: Path, out: Path) -> None:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload an exported folder to the Hugging Face hub, with the token that `hf auth login` has
-    stored or HF_TOKEN holds; the address of the repository, which is created if it is not there.
+    """Upload an exported folder to the Hugging Face hub, with the token of `hf auth login` or of
+    HF_TOKEN. repository: its id; it is created if it is missing. Returns its address.
 
-    Errors: `BadInput` in one line.
+    Errors: `BadInput` in one line if the folder is damaged or the hub refuses.
     """
     bundle.verify(folder)
     from huggingface_hub import HfApi

@@ -4,6 +4,7 @@ Shapes: L layers, H heads, N tokens (of an image: the class token, then its patc
 M (the same ones, or those of a translation's source), S pixels.
 """
 
+import contextlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from attnlab.runs.files import slug, write_atomic
 from attnlab.runtime.device import choose_device
 from attnlab.training import checkpoint
 from attnlab.training.model import build
-from attnlab.training.resume import same_data
+from attnlab.training.resume import check_same_data
 from attnlab.training.translate import translate
 from attnlab.training.update import precision
 
@@ -191,9 +192,9 @@ def _image_view(path: Path, cfg: Config, index: int, layers: list[int]) -> View:
             f"image={index}: must be from 0 to {len(images) - 1} (data={cfg.data.name})"
         )
     best = checkpoint.load_best(path / "checkpoints")
-    same_data(best["data"], data, path)
+    check_same_data(best["data"], data, path)
     model = build(cfg, data).to(device).eval()
-    checkpoint.fill(model, best, path)
+    checkpoint.load_weights(model, best, path)
     pixels, label = images.__getitems__([(0, index)])
     mechanisms = [model.blocks[layer].attention.mechanism for layer in layers]
     weights = maps(model, pixels.to(device), mechanisms)
@@ -215,12 +216,11 @@ def maps(model: nn.Module, inputs: Tensor | Pairs, mechanisms: list[nn.Module]) 
         q, k, _ = args
         found.append(mechanism.mixing(q, k, **kwargs)[0].cpu())
 
-    hooks = [m.register_forward_pre_hook(collect, with_kwargs=True) for m in mechanisms]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for mechanism in mechanisms:
+            hook = mechanism.register_forward_pre_hook(collect, with_kwargs=True)
+            hooks.enter_context(hook)
         model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.stack(found)
 
 

@@ -21,5 +21,5 @@ def trained(cfg: Config, folder: Path, device: torch.device):
     vocab = vocabulary(tokenizer)
     sizes = {"inputs": vocab, "outputs": vocab, "tokens": cfg.data.sequence_length}
     model = build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
-    checkpoint.fill(model, best, folder)
+    checkpoint.load_weights(model, best, folder)
     return tokenizer, model.to(device).eval()

@@ -51,11 +51,11 @@ REFUSED = ("softcap", "position_bias", "s_aux", "score_mod")
 
 
 class NeuralAttentionMixin:
-    """In front of a model class of transformers, for decoders or encoders with self-attention.
+    """Put it before a model class of transformers: a decoder or encoder with self-attention.
 
-    Errors: `BadInput` if `config.neural_attention` is missing or wrong, or if the model or
-    another attn_implementation has no place for it; in training also if the configuration asks
-    for dropout of attention weights.
+    Errors: `TypeError` if it stands behind; `BadInput` if `config.neural_attention` is missing or
+    wrong, or if the model or another attn_implementation has no place for it; in training also
+    if the configuration asks for dropout of attention weights.
     """
 
     def __init_subclass__(cls, **kwargs: Any):
@@ -163,6 +163,9 @@ def masks(
     **more: Any,
 ) -> Tensor | None:
     """The mask for `attention`, boolean, True where a key may be seen.
+
+    q_length N, kv_length M; q_offset, kv_offset: position of the first query and key;
+    attention_mask (B, tokens): not 0 where there is no padding, or None.
 
     None if no key is padding and nothing but the layer's own causality hides one; (B, M) for
     padded keys under a causal mask, (B, 1, 1, M) without one: fused kernels serve both. Any other

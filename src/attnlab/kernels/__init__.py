@@ -1,1 +1,1 @@
-"""Fused Neural Attention: `api.neural_attention` is the door."""
+"""Fused Neural Attention: see `api.neural_attention`."""

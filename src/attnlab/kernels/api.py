@@ -1,4 +1,4 @@
-"""Fused Neural Attention: one door, four ways to compute the same thing.
+"""Fused Neural Attention: one function, four backends, one result.
 
     eager    the reference, every tensor in memory; any score network, any device
     chunked  plain torch, some queries at a time, scores recomputed in the backward; any device
@@ -48,15 +48,21 @@ def neural_attention(
     """softmax(scale * A + bias) V with A_ij = score_network([q_i; k_j]) (arXiv 2502.17206, eqs
     5-10).
 
-    q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width); score_network: see `Scorer`;
-    project: two `HeadLinear` from D to the width that it reads, or None. causal: query i sees key
-    j <= i + M - N, so that the last query sees all keys. mask: boolean, True where a key may be
-    seen, broadcasts to (B, H, N, M); a query that sees no key gets 0. bias: of positions,
-    broadcasts to (B, H, N, M). Returns (B, H, N, width of v) in the dtype of v.
-    backend: auto, eager, or one of BACKENDS. The fused ones serve a mask that is the same for all
-    queries, (B, 1, 1, M), at the price of one more hidden unit, and no bias; eager serves any.
+    q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width). Returns (B, H, N, width of v) in the
+    dtype of v.
+
+    score_network: a `kernels.validation.Scorer`, such as `models.attention.neural.ScoreNetwork`.
+    causal: query i sees key j <= i + M - N, so that the last query sees all keys; N is at most M.
+    scale: factor of the scores.
+    project: two `models.attention.base.HeadLinear` from D to the width that it reads, or None.
+    backend: auto, eager, chunked, cpp or triton. The last three take a mask that is the same for
+    all queries, (B, 1, 1, M), at the price of one more hidden unit, and no bias; eager takes any.
+    mask: boolean, True where a key may be seen, broadcasts to (B, H, N, M); a query that sees no
+    key gets 0.
+    bias: floating point, of positions, broadcasts to (B, H, N, M).
+
     Errors: `ValueError` if shapes, dtypes or devices do not fit (see `validation`); `BadInput` if
-    the named backend cannot serve, where auto takes the next one.
+    the named backend is unknown or cannot serve, where auto takes the next one.
     """
     if backend not in ("auto", "eager", *BACKENDS):
         allowed = ", ".join(("auto", "eager", *BACKENDS))

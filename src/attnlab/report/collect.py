@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from attnlab.config.measures import OF_KIND, Measure
-from attnlab.config.schema import added_keys
+from attnlab.config.schema import READS, added_keys
 from attnlab.errors import BadInput
 from attnlab.report import archive
 from attnlab.runs.files import flatten
@@ -27,8 +27,8 @@ NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "tra
 SIZES = ("arch.layers", "arch.heads", "arch.width", "trainer.batch_size")
 NEEDED: dict[str, type | UnionType | set[str]] = {
     "seed": int,
-    "data.kind": {"text", "image", "symbols", "translation"},
-    "arch.body": {"lm", "vit", "seq2seq"},
+    "data.kind": set(OF_KIND),
+    "arch.body": set(READS),
     **dict.fromkeys(NAMES, str),
     **dict.fromkeys(SIZES, int),
     **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),

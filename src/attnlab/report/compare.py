@@ -95,8 +95,8 @@ class Comparison:
         if base is None or not same_data(self.counted):
             return {}
         values = {arm.label: arm.values for arm in self.judged if arm.values}
-        values[statistics.BASELINE] = base.values
-        return statistics.compare(values, self.measure, samples_tested(self.counted))
+        samples = samples_tested(self.counted)
+        return statistics.compare(values, base.values, self.measure, samples)
 
     @property
     def baseline(self) -> Arm | None:

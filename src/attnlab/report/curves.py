@@ -137,7 +137,7 @@ def _steps_per_epoch(comparison: Comparison) -> float | None:
     epochs = comparison.config["trainer.epochs"]
     if epochs is None or comparison.config["trainer.max_steps"] is not None:
         return None
-    steps = (run.result.get("steps") for arm in comparison.arms for run in arm.counted.values())
+    steps = (run.result.get("steps") for run in comparison.counted)
     return next((n / epochs for n in steps if n), None)
 
 

@@ -209,9 +209,8 @@ PARTS = (_size, _data, _arms, _selection, _runs, _tokens, _trends)
 
 def cost(comparison: Comparison) -> list[str]:
     """Notes on the table of costs."""
-    counted = [run for arm in comparison.arms for run in arm.counted.values()]
     keys = ("device", "device_name", "threads", "torch")
-    machines = sorted({tuple(str(run.env.get(key)) for key in keys) for run in counted})
+    machines = sorted({tuple(str(run.env.get(key)) for key in keys) for run in comparison.counted})
     said = [f"{name}, {threads} threads, torch {torch}" for _, name, threads, torch in machines]
     notes = []
     if len(said) == 1:
@@ -225,9 +224,9 @@ def cost(comparison: Comparison) -> list[str]:
         )
     if any(device == "cpu" for device, *_ in machines):
         notes.append("Peak MiB on a CPU is the resident memory of the whole process.")
-    if any(key.startswith("eval_") for run in counted for key in run.result):
+    if any(key.startswith("eval_") for run in comparison.counted for key in run.result):
         notes.append("Inference is that of the evaluations during training, with their loading.")
-    if any("flops_per_step" in run.result for run in counted):
+    if any("flops_per_step" in run.result for run in comparison.counted):
         notes.append(
             "FLOPs are those of matrix products alone; what a mechanism does elementwise for each "
             "pair does not count."

@@ -1,4 +1,4 @@
-"""The pictures of attention maps (scripts/show_attention.py) that stand in run folders."""
+"""The pictures of attention maps (`attnlab show_attention`) that stand in run folders."""
 
 import base64
 import io

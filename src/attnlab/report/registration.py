@@ -1,5 +1,6 @@
 """When a question was registered, by git: its last change, and which runs are older than that."""
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -24,9 +25,15 @@ class Registration:
             return False
         if self.commit is None or not re.fullmatch(r"[0-9a-f]{7,64}", commit):
             return None
-        if git("cat-file", "-e", f"{commit}^{{commit}}") is None:
-            return None
-        return git("merge-base", "--is-ancestor", self.commit, commit) is not None
+        return _is_ancestor(self.commit, commit)
+
+
+@functools.cache
+def _is_ancestor(old: str, new: str) -> bool | None:
+    """None if git does not know the newer commit."""
+    if git("cat-file", "-e", f"{new}^{{commit}}") is None:
+        return None
+    return git("merge-base", "--is-ancestor", old, new) is not None
 
 
 def registration(experiment: str, question: Question) -> Registration:

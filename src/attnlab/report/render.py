@@ -109,25 +109,17 @@ def report(root: Path, out: Path) -> None:
         asked = _try("What was asked", failed, answers, compared, tuned)
         for comparison in found:
             comparison.registered = answer_text.registered(comparison, asked)
+
+        def parts(of: list, section: Callable) -> list:
+            return [made for each in of for made in _try(each.title, failed, section, each, out)]
+
         content = {
             "name": root.resolve().name,
             "counts": _counts(runs),
             "versions": _versions(runs),
-            "ladders": [
-                section
-                for each in ladder.ladders(found)
-                for section in _try(each.title, failed, _ladder_section, each, out)
-            ],
-            "questions": [
-                section
-                for each in asked
-                for section in _try(each.title, failed, _question_section, each, out)
-            ],
-            "tunings": [
-                section
-                for each in tuned
-                for section in _try(each.title, failed, _tuning_section, each, out)
-            ],
+            "ladders": parts(ladder.ladders(found), _ladder_section),
+            "questions": parts(asked, _question_section),
+            "tunings": parts(tuned, _tuning_section),
             "sections": _sections(found, asked, out, failed),
             "failed": failed,
             "unfinished": tables.unfinished(runs, out),

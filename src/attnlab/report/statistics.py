@@ -20,7 +20,6 @@ from scipy import stats
 
 from attnlab.config.measures import ACCURACY, Measure
 
-BASELINE = "dot_product"
 ALPHA = 0.05
 POWER = 0.9
 MAX_SEEDS = 1000  # nobody trains more; a number of seeds beyond it is None
@@ -154,20 +153,22 @@ def effect_of(
 
 
 def compare(
-    runs: Mapping[str, Mapping[int, float]], measure: Measure, samples: int | None = None
+    runs: Mapping[str, Mapping[int, float]],
+    control: Mapping[int, float],
+    measure: Measure,
+    samples: int | None = None,
 ) -> dict[str, Effect]:
-    """Effect of every arm with a seed in common with dot_product; `runs`: arm -> seed -> value,
-    for an accuracy over so many test `samples`.
+    """Effect over the control (seed -> value) of every arm with a seed in common; `runs`: arm ->
+    seed -> value, for an accuracy over so many test `samples`.
 
     Holm for p: never weaker than Bonferroni. Bonferroni for intervals: Holm has no simple ones,
     and these hold for all k arms at once. So p_holm < 0.05 may stand beside an interval with 0.
     """
-    dot = runs.get(BASELINE, {})
-    seeds = {arm: len(runs[arm].keys() & dot.keys()) for arm in runs if arm != BASELINE}
+    seeds = {arm: len(values.keys() & control.keys()) for arm, values in runs.items()}
     k = sum(n > 1 for n in seeds.values())  # a single run is not tested, so it costs nothing
     level = 1 - ALPHA / max(k, 1)
     effects = {
-        arm: paired_effect(runs[arm], dot, measure, level, samples)
+        arm: paired_effect(runs[arm], control, measure, level, samples)
         for arm, n in seeds.items()
         if n
     }

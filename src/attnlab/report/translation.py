@@ -35,9 +35,8 @@ def _effects(comparison: Comparison) -> dict[str, statistics.Effect]:
     if not len(comparison.fingerprints) == len(_signatures(comparison)) == 1:
         return {}
     bleu = {arm.label: _values(arm, SCORES["BLEU"]) for arm in comparison.judged}
-    if comparison.baseline:
-        bleu[statistics.BASELINE] = _values(comparison.baseline, SCORES["BLEU"])
-    return statistics.compare(bleu, BLEU)
+    base = comparison.baseline
+    return statistics.compare(bleu, _values(base, SCORES["BLEU"]), BLEU) if base else {}
 
 
 def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> list[Cell]:
@@ -65,14 +64,13 @@ def _mean(values: list[float]) -> str:
 
 
 def _signatures(comparison: Comparison) -> set[tuple[str, str]]:
-    counted = [run for arm in comparison.arms for run in arm.counted.values()]
     keys = ("bleu_signature", "chrf_signature")
-    return {tuple(str(run.result.get(key)) for key in keys) for run in counted}
+    return {tuple(str(run.result.get(key)) for key in keys) for run in comparison.counted}
 
 
 def notes(comparison: Comparison) -> list[str]:
     """How the scores were measured; empty without a translation."""
-    if not table(comparison).rows:
+    if not any(_values(arm, SCORES["BLEU"]) for arm in comparison.arms):
         return []
     config = comparison.config
     said = [f"BLEU `{bleu}`; chrF `{chrf}`." for bleu, chrf in sorted(_signatures(comparison))]

@@ -15,7 +15,7 @@ from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, arms_of, baseline_of, same_data, samples_tested, shared
 from attnlab.report.curves import MOST_ARMS, Curve, Curves, style
-from attnlab.report.statistics import BASELINE, Effect
+from attnlab.report.statistics import Effect
 from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.sweeps.tuning import Choice, choose
 
@@ -127,7 +127,7 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
         if baseline is None or not same_data(fresh):
             return {}
         dot = values.pop(baseline.label)
-        return statistics.compare({**values, BASELINE: dot}, measure, samples_tested(fresh))
+        return statistics.compare(values, dot, measure, samples_tested(fresh))
 
     effects_at = {name: effects(values) for name, values in at.items()}
     return Tuning(

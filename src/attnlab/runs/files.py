@@ -42,7 +42,7 @@ class Ledger:
                 try:
                     rows.append(dict(json.loads(line)))
                 except (ValueError, TypeError):
-                    said = "is damaged; mend it, or move the run folder away"
+                    said = "is damaged; repair it, or move the run folder away"
                     raise BadInput(f"{self.path}, line {number}: {said}") from None
         return rows
 

@@ -63,8 +63,8 @@ class RunFolder:
                 raise BadInput("\n".join(changed))
         elif any(self.checkpoints.glob("*.pt")):
             raise BadInput(
-                f"run folder {self.path}: has checkpoints and no config.yaml, so nobody knows of "
-                "what; put it back, or move the folder away"
+                f"run folder {self.path}: has checkpoints but no config.yaml to say of "
+                "what; restore it, or move the folder away"
             )
         if self.result is None:
             self._check_writable()

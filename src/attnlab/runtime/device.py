@@ -71,7 +71,7 @@ def chosen_because(runtime: Runtime, device: torch.device) -> str:
     """Why a run is on its device."""
     if runtime.device != "auto":
         return f"runtime.device={runtime.device}"
-    return "CUDA is usable" if device.type == "cuda" else f"CUDA is not: {cuda_obstacle()}"
+    return "CUDA is usable" if device.type == "cuda" else f"CUDA is unavailable: {cuda_obstacle()}"
 
 
 def keep_freed_memory() -> None:

@@ -80,7 +80,7 @@ def save_best(folder: RunFolder, state: dict[str, Any]) -> None:
 
 def newest_first(folder: Path) -> list[Path]:
     """A run's checkpoints by step, the newest first, without best.pt."""
-    return sorted(folder.glob("step_*.pt"), reverse=True)
+    return sorted(folder.glob("step_*.pt"), key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -101,7 +101,7 @@ def load_best(folder: Path) -> dict[str, Any]:
         raise BadInput(str(error)) from None
 
 
-def fill(model: nn.Module, state: dict[str, Any], folder: Path) -> None:
+def load_weights(model: nn.Module, state: dict[str, Any], folder: Path) -> None:
     """Put a checkpoint's weights into the model that the run in `folder` was configured with.
 
     Errors: `BadInput` if they do not fit, because config.yaml or the file was changed.

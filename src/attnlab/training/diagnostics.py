@@ -6,7 +6,7 @@ Shapes: B sequences, H heads, N tokens, W width.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -58,21 +58,17 @@ def observed(
     def leaves(layer, module, args, output):
         see(f"representation/{layer}", tokens, output)
 
-    was_training, handles = model.training, []
-    try:
+    with ExitStack() as undo:
         for layer, part in enumerate(model.attentions):
             hook = partial(mechanism, layer, part)
-            handles.append(part.mechanism.register_forward_pre_hook(hook))
+            undo.enter_context(part.mechanism.register_forward_pre_hook(hook))
         if tokens:
             for layer, block in enumerate(model.blocks):
-                handles.append(block.register_forward_hook(partial(leaves, layer)))
-            handles.append(model.blocks[0].register_forward_pre_hook(enters))
+                undo.enter_context(block.register_forward_hook(partial(leaves, layer)))
+            undo.enter_context(model.blocks[0].register_forward_pre_hook(enters))
+        undo.callback(model.train, model.training)
         model.eval()
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
 
 
 def means(seen: dict[str, list[Tensor]]) -> dict[str, float]:

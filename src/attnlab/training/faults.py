@@ -2,6 +2,7 @@
 process that is gone.
 """
 
+import contextlib
 import errno
 import math
 import re
@@ -51,15 +52,14 @@ def largest_activation(model: nn.Module, inputs: Tensor) -> tuple[float, int]:
     finite, if there is one.
     """
     found: list[float] = []
-    hooks = [
-        block.register_forward_hook(lambda module, args, out: found.append(out.abs().max().item()))
-        for block in model.blocks
-    ]
-    try:
+
+    def see(module, args, out):
+        found.append(out.abs().max().item())
+
+    with contextlib.ExitStack() as hooks:
+        for block in model.blocks:
+            hooks.enter_context(block.register_forward_hook(see))
         model(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     broken = [layer for layer, value in enumerate(found) if not math.isfinite(value)]
     layer = broken[0] if broken else max(range(len(found)), key=found.__getitem__)
     return found[layer], layer

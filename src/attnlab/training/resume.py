@@ -15,7 +15,7 @@ from attnlab.training import checkpoint
 log = logging.getLogger(__name__)
 
 
-def same_data(then: str, data: Data, path: Path) -> None:
+def check_same_data(then: str, data: Data, path: Path) -> None:
     """Errors: `BadInput` if the fingerprint of the data is not the one the run was trained on."""
     if then != data.fingerprint:
         raise BadInput(
@@ -25,7 +25,7 @@ def same_data(then: str, data: Data, path: Path) -> None:
         )
 
 
-def same_processes(state: dict[str, Any], path: Path) -> None:
+def check_same_processes(state: dict[str, Any], path: Path) -> None:
     """Errors: `BadInput` if a checkpoint was made by another number of processes, because sums
     would be rounded differently from there on.
     """
@@ -60,7 +60,7 @@ _ROUNDING = "no longer the same to the last bit"
 EFFECTS = {
     "torch": _ROUNDING,
     "torchvision": _ROUNDING,
-    "numpy": "the order of the samples, and generated sequences, may be other ones",
+    "numpy": "the order of the samples and generated sequences may differ",
     "device_name": _ROUNDING,
     "threads": _ROUNDING,
     "compile": "the dropout masks from here on are other ones",

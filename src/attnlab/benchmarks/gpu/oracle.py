@@ -1,5 +1,6 @@
 """Problems for the Triton kernels, their results, and those of the eager form in float64."""
 
+import copy
 import math
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -100,17 +101,7 @@ def reference(net, project, leaves, gradient, causal, mask=None) -> list[Tensor]
 
 def double(module):
     """A copy in float64."""
-    if module is None:
-        return None
-    if isinstance(module, ScoreNetwork):
-        widths = [module[0].weight.shape[2], *(layer.weight.shape[1] for layer in module)]
-        copy = ScoreNetwork(module[0].weight.shape[0], widths, module.activation)
-    else:
-        groups, outputs, inputs = module[0].weight.shape
-        bias = module[0].bias is not None
-        copy = torch.nn.ModuleList(HeadLinear(groups, inputs, outputs, bias) for _ in range(2))
-    copy.load_state_dict(module.state_dict())
-    return copy.double().to(next(module.parameters()).device)
+    return module and copy.deepcopy(module).double()
 
 
 def names(net, project) -> list[str]:

@@ -61,7 +61,7 @@ class Attention(nn.Module, ABC):
         In float32 or better, under autocast too: scores in 16 bits overflow, and near scores of
         size 10 their rounding is worth a tenth of a weight.
 
-        Errors: `ValueError` for a bias where there is no score that it could be added to.
+        Errors: `ValueError` for a mask or bias of wrong dtype or shape, or a bias without scores.
         """
         visible, extra = visible_keys(q, k, causal, mask), {}
         if bias is not None:
@@ -84,8 +84,8 @@ class Attention(nn.Module, ABC):
     ) -> Tensor:
         """Mix values by attention weights; a subclass may do so by a faster way.
 
-        q (B, H, N, D), k, v (B, H, M, D). causal, mask, bias, errors: as `mixing`. Returns
-        (B, H, N, D) in the dtype of v, 0 for a query that sees no key.
+        q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width). causal, mask, bias, errors: as
+        `mixing`. Returns (B, H, N, width of v) in the dtype of v, 0 for a query without keys.
         """
         mixing = self.mixing(q, k, causal=causal, mask=mask, bias=bias)
         with without_autocast(q):

@@ -34,10 +34,10 @@ class Lambdas(nn.Module):
 
 
 class DualAttention(Attention):
-    """P V. W (D x D, no bias) is one for all heads of a layer. lambda_plus, lambda_minus: values
-    at the start, trainable or fixed; per_head: a pair for each head. With both lambdas 0 it is
-    dot-product attention, bit for bit. A bias of positions is added to the scores of both
-    softmaxes.
+    """daGPAM: P V. All heads of a layer share one W (D x D, no bias). lambda_plus, lambda_minus:
+    values at the start, trainable or fixed; per_head: a pair for each head. With both lambdas 0
+    its output is that of dot-product attention, bit for bit. A bias of positions is added to the
+    scores of both softmaxes.
     """
 
     takes_bias = True

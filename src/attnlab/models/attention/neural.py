@@ -99,11 +99,12 @@ class ScoreNetwork(nn.ModuleList):
 class NeuralAttention(SoftmaxAttention):
     """Neural Attention with any number of hidden layers in the score network.
 
-    d_prime: P, width of projected queries and keys, None for no projection; hidden: widths of the
-    hidden layers, None for [2 P]; activation: of ACTIVATIONS; score_scale: divide scores by
-    sqrt(D); per_head: projections and a network for each head instead of one for all;
-    projection_bias: W_q and W_k with a bias; backend: see `kernels.api.neural_attention`. Errors:
-    `BadInput` for a size that is no whole number from 1 on, or an unknown activation.
+    heads: H; head_width: D; d_prime: P, width of projected queries and keys, None for no
+    projection; hidden: widths of the hidden layers, None for [2 P]; activation: relu, gelu, silu,
+    tanh or leaky_relu; score_scale: divide scores by sqrt(D); per_head: projections and a network
+    for each head instead of one for all; projection_bias: W_q and W_k with a bias; backend: see
+    `kernels.api.neural_attention`. Errors: `BadInput` for a size that is no whole number from 1
+    on, an unknown activation, or projection_bias without projection; in a call for the backend.
     """
 
     def __init__(
@@ -164,8 +165,8 @@ class NeuralAttention(SoftmaxAttention):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """See `Attention.forward`; `backend` chooses how. Errors: `ValueError` also if q has not
-        `heads` heads, as where tokens stand before heads.
+        """q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width) -> (B, H, N, width of v): see
+        `Attention.forward`. Errors: `ValueError` also if q is not (B, heads, N, D).
         """
         if q.dim() != 4 or q.shape[1] != self.heads:
             raise ValueError(f"q must be (B, {self.heads} heads, N, D); got {tuple(q.shape)}")
