@@ -17,7 +17,7 @@ from test_report import Page
 from attnlab.models.attention import build_attention
 from attnlab.report.render import report
 from attnlab.run import build, run
-from attnlab.training import checkpoint, trainer
+from attnlab.training import checkpoint
 from attnlab.training.diagnostics import (
     diagnostics,
     means,
@@ -292,30 +292,6 @@ def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
     for file in ("step_000000004.pt", "best.pt"):
         one, two = (checkpoint.load(tmp_path / n / "checkpoints" / file) for n in ("off", "on"))
         assert same_state(one, two)
-
-
-def test_a_run_that_broke_off_twice_has_the_same_rows(cache, tmp_path, monkeypatch):
-    cfg = smoke(
-        *(cache, "data=nt", "model=dagpam", "arch.dropout=0.1", "trainer.max_steps=12"),
-        *("trainer.eval_every=3", "trainer.save_every=4", "trainer.diagnostics=true"),
-    )
-    run(cfg, tmp_path / "whole")
-    rate = trainer.learning_rate
-    for stop in (2, 10):  # before the first checkpoint, and two evaluations after the last
-
-        def failing(step, *rest, stop=stop):
-            if step == stop:
-                raise RuntimeError("broken off")
-            return rate(step, *rest)
-
-        monkeypatch.setattr(trainer, "learning_rate", failing)
-        with pytest.raises(RuntimeError, match="broken off"):
-            run(cfg, tmp_path / "broken")
-    monkeypatch.setattr(trainer, "learning_rate", rate)
-    run(cfg, tmp_path / "broken")
-    whole, broken = (tmp_path / name / "metrics.jsonl" for name in ("whole", "broken"))
-    assert whole.read_bytes() == broken.read_bytes()
-    assert sum("gradient/0/query" in row for row in metrics(tmp_path / "whole")) == 5
 
 
 def test_the_experiment_is_deep_and_narrow_and_measures_what_it_is_for():

@@ -15,7 +15,7 @@ from attnlab.training.diagnostics import dead_scorers, warn_if_dead
 from attnlab.training.evaluate import evaluate
 from attnlab.training.flops import arithmetic, flops_per_step
 from attnlab.training.meter import memory_mib, peak_memory_mib
-from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.optim import build_optimizer, learning_rate, set_learning_rate
 from attnlab.training.prefetch import Prefetch
 from attnlab.training.selection import Selection
 from attnlab.training.trainer import total_steps
@@ -110,6 +110,20 @@ def test_weight_decay_is_on_linear_weights_only(cache):
     assert all(name.endswith("weight") for name in names)
     assert not any("norm" in name or "embedding" in name for name in names)
     assert {"head.weight", "blocks.0.attention.mechanism.project_q.weight"} <= names
+
+
+def test_vision_has_the_groups_of_the_released_optimiser(cache):
+    """Its patch embedding has no weight decay, and only the decayed group's rate drops."""
+    cfg = smoke(cache, "data=digits", "trainer.schedule=step", "trainer.drop_epochs=[5]")
+    model = build(cfg, prepared(cfg))
+    optimizer = build_optimizer(model, cfg.trainer)
+    decayed, rest = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
+    assert id(model.embedding.weight) in rest and id(model.head.weight) in decayed
+    lr, late = cfg.trainer.lr, 1000  # after the warm-up
+    assert set_learning_rate(optimizer, late, 2000, 4.99, cfg.trainer) == lr
+    assert [group["lr"] for group in optimizer.param_groups] == [lr, lr]
+    assert set_learning_rate(optimizer, late, 2000, 5.0, cfg.trainer) == lr / 2
+    assert [group["lr"] for group in optimizer.param_groups] == [lr / 2, lr]
 
 
 def test_perplexity_against_a_loop_over_tokens(cache):
@@ -217,7 +231,7 @@ def test_a_micro_batch_without_a_scored_target_counts_nothing():
         scaler = torch.amp.GradScaler("cpu", enabled=False)
         update = Update(model, build_optimizer(model, cfg.trainer), scaler, cfg.trainer, 0)
         batches = Prefetch(iter(micro_batches), 2, torch.device("cpu"))
-        return *update(0, 1e-3, batches), model.state_dict()
+        return *update(0, batches), model.state_dict()
 
     half = (tokens[:2], tokens[:2])
     loss, norm, finite, weights = updated(half, half)

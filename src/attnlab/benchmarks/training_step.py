@@ -74,7 +74,7 @@ def training_step(
     batches = Prefetch(repeat((x, y)), options.batch_size // micro_batch(options), device)
 
     def once() -> None:
-        update(0, options.lr, batches)
+        update(0, batches)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

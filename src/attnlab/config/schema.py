@@ -46,6 +46,8 @@ ADDED = {
     "arch.embedding_init": "normal",
     "arch.embedding_norm": False,
     "trainer.label_smoothing": 0.0,
+    "trainer.patch_decay": True,
+    "trainer.drop_groups": "all",
 }
 # The same for keys that only exist where another key has a certain value.
 ADDED_TO: dict[str, dict[str, dict[str, Any]]] = {
@@ -152,8 +154,10 @@ class Trainer(Section):
     warmup_steps: Count
     drop_epochs: list[PositiveInt]
     drop_factor: Annotated[float, Field(gt=0, le=1)]
+    drop_groups: Literal["all", "decayed"]
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     weight_decay: Annotated[float, Field(ge=0)]
+    patch_decay: bool
     grad_clip: Positive | None
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     log_every: PositiveInt

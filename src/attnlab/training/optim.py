@@ -12,8 +12,12 @@ from attnlab.models.attention.base import HeadLinear
 
 
 def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:
-    """AdamW; weight decay on weights of linear layers only (as in the released code)."""
-    decayed = [m.weight for m in model.modules() if isinstance(m, nn.Linear | HeadLinear)]
+    """AdamW of two groups: weights of linear layers with weight decay, and all else without (as in
+    the released code, whose patch embedding is a convolution).
+    """
+    spared = set() if options.patch_decay else {model.embedding}
+    linear = (m for m in model.modules() if isinstance(m, nn.Linear | HeadLinear))
+    decayed = [m.weight for m in linear if m not in spared]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     groups = [
@@ -21,6 +25,18 @@ def build_optimizer(model: nn.Module, options: Trainer) -> torch.optim.AdamW:
         {"params": rest, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=options.lr, betas=tuple(options.betas), fused=True)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, total: int, epoch: float, options: Trainer
+) -> float:
+    """Set the `learning_rate` of the groups of `build_optimizer`; that of the decayed one."""
+    decayed, rest = optimizer.param_groups
+    decayed["lr"] = learning_rate(step, total, epoch, options)
+    # at epoch 0 no rate has dropped
+    dropping = epoch if options.drop_groups == "all" else 0.0
+    rest["lr"] = learning_rate(step, total, dropping, options)
+    return decayed["lr"]
 
 
 def learning_rate(step: int, total: int, epoch: float, options: Trainer) -> float:

@@ -30,7 +30,7 @@ from attnlab.training import checkpoint
 from attnlab.training.assess import Assessment
 from attnlab.training.faults import nonfinite, spike
 from attnlab.training.meter import Meter
-from attnlab.training.optim import build_optimizer, learning_rate
+from attnlab.training.optim import build_optimizer, set_learning_rate
 from attnlab.training.prefetch import Prefetch
 from attnlab.training.update import Update
 
@@ -139,8 +139,9 @@ def fit(
     with stop_signals(second_acts=distributed.world_size() == 1) as stop, bar:
         for step in steps:
             meter.start()
-            lr = learning_rate(step, total, step * batch_size / dataset_size, options)
-            loss, norm, finite = update(step, lr, batches)
+            epoch = step * batch_size / dataset_size
+            lr = set_learning_rate(optimizer, step, total, epoch, options)
+            loss, norm, finite = update(step, batches)
             if finite:
                 said = spike(cfg, step, loss, progress.loss_ema, dataset_size)
                 if said and not spiking:  # once until the loss is back

@@ -42,7 +42,7 @@ class Update:
         self.autocast = precision(options, self.device)
         self.inputs: Tensor | Pairs | None = None
 
-    def __call__(self, step: int, lr: float, batches: Prefetch) -> tuple[float, float, bool]:
+    def __call__(self, step: int, batches: Prefetch) -> tuple[float, float, bool]:
         """Take this process's micro-batches of a step from `batches` and update the weights. The
         host waits for the device once, before the optimizer, and fetches the next step's batches
         while the device computes. One of several processes also waits for how many targets the
@@ -52,8 +52,6 @@ class Update:
         otherwise nothing was updated. In fp16 the norm may overflow, which counts as finite,
         lowers the scale of the loss, and updates nothing either.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         per_step = self.options.batch_size // distributed.micro_batch(self.options)
         processes = distributed.world_size()
         mine = range(distributed.rank(), per_step, processes)
