@@ -55,9 +55,9 @@ test: setup  ## all tests
 	$(PY) -m pytest
 
 chaos: setup  ## runs killed 60 times, 20,000 steps, 2,000 command lines: the long form of what test does (50 minutes on 2 cores)
-	ATTNLAB_KILLS=12 $(PY) -m pytest -n 0 -s tests/test_chaos.py
-	ATTNLAB_STEPS=20000 $(PY) -m pytest -n 0 -s tests/test_endurance.py
-	ATTNLAB_FUZZ=2000 $(PY) -m pytest -n 0 -s tests/test_fuzz.py
+	ATTNLAB_KILLS=12 $(PY) -m pytest -n 0 -s -o faulthandler_timeout=0 tests/test_chaos.py
+	ATTNLAB_STEPS=20000 $(PY) -m pytest -n 0 -s -o faulthandler_timeout=0 tests/test_endurance.py
+	ATTNLAB_FUZZ=2000 $(PY) -m pytest -n 0 -s -o faulthandler_timeout=0 tests/test_fuzz.py
 
 lint: setup  ## style and common mistakes
 	$(VENV)/bin/ruff check .

@@ -2,18 +2,21 @@
 
     python scripts/compile_triton.py [archs=89,90] [cases=h=2,h=64]
 
-The cases have bfloat16 values of width 64, a causal mask and ReLU.
+The cases have bfloat16 values of width 64, a causal mask and ReLU, unless their name is that of
+another activation or mechanism.
 """
 
 from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
-CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layers
-    "h=2": (2, 1, False),
-    "released_d2": (2, 1, True),
-    "h=16": (16, 1, False),
-    "released_d16": (16, 8, True),
-    "h=64": (64, 1, False),
+CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layers, activation
+    "h=2": (2, 1, False, "relu"),
+    "released_d2": (2, 1, True, "relu"),
+    "h=16": (16, 1, False, "relu"),
+    "released_d16": (16, 8, True, "relu"),
+    "h=64": (64, 1, False, "relu"),
+    "gelu": (5, 1, False, "gelu"),
+    "additive": (64, 1, False, "tanh"),
 }
 
 
@@ -31,10 +34,10 @@ def main(archs: str = "89,90", cases: str = ",".join(CASES)) -> None:
     print("| kernel | case | arch | registers | spill stores | spill loads | shared memory |")
     print("|---|---|---|---|---|---|---|")
     for name in cases.split(","):
-        h, h2, two = CASES[name]
+        h, h2, two, act = CASES[name]
         for kernel in KERNELS:
             for arch in map(int, archs.split(",")):
-                ptx, shared = compiled(kernel, Case(h, h2, two, "relu", True, 64, True), arch)
+                ptx, shared = compiled(kernel, Case(h, h2, two, act, True, 64, True), arch)
                 numbers = " | ".join(resources(ptx, arch))
                 print(f"| {kernel} | {name} | sm_{arch} | {numbers} | {shared} |", flush=True)
 

@@ -82,7 +82,9 @@ def command(tmp_path, cache) -> Callable:
         fixed = [f"runtime.cache={cache}"] if script == "train.py" else []
         if fixed and not any(o.startswith("logger=") for o in overrides):
             fixed.append("logger=none")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ATTNLAB", "HF_"))
+        }
         kept["ATTNLAB_KERNELS"] = str(cache_folder())
         return [*overrides, *fixed], {**kept, "HOME": str(tmp_path), **env}
 

@@ -4,7 +4,6 @@ ATTNLAB_KILLS sets how often each kind of run is killed (`make chaos`); without 
 not every kind.
 """
 
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ import time
 import pytest
 import torch
 from conftest import Halts, config, metrics, same_run
+from forked import SERVER
 
 from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
@@ -102,18 +102,13 @@ def newest_step(folder) -> int:
     return max((int(name.removeprefix("step_")) for name in names), default=-1)
 
 
-def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsys):
+def test_killed_again_and_again_while_it_only_saves(tmp_path, capsys):
     """No file under a final name is ever damaged, none is lost, nothing piles up; the place for
     temporary files is another file system.
     """
-    monkeypatch.setenv("TMPDIR", "/dev/shm")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["pytest", "attnlab.run", "attnlab.config.compose"]
-    )  # once for all
     cfg, draw, reached, saves = config("scale=smoke"), random.Random(0), 0, 0
     for _ in range(SAVES):
-        process = context.Process(target=save_only, args=(cfg, tmp_path))
+        process = SERVER.Process(target=save_only, args=(cfg, tmp_path))
         process.start()
         while newest_step(tmp_path) <= reached:
             assert process.is_alive()
@@ -136,6 +131,7 @@ def test_killed_again_and_again_while_it_only_saves(tmp_path, monkeypatch, capsy
 
 def save_only(cfg, path) -> None:
     """Checkpoints of 8 MiB, one after another, from the newest one on."""
+    os.environ["TMPDIR"] = "/dev/shm"
     with RunFolder(path, cfg) as folder:
         state = checkpoint.load_newest(folder.checkpoints) or {"step": 0}
         while True:

@@ -69,12 +69,12 @@ def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
     python("tests/test_golden.py")
     written = (copy / "tests" / "golden.json").read_text().splitlines()
     new = [line for line in written if line not in values]
-    assert len(new) == 6  # three data sets, two protocols
+    assert len(new) == 3  # data sets
     assert all(" cosine " in line for line in new)
     files = [f"tests/test_{name}.py" for name in ("attention", "models", "golden")]
     stdout = python(*["-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "-k", "cosine"], *files)
     # every test over VARIANTS or MODELS, among them 12 in three precisions
-    assert int(re.search(r"(\d+) passed", stdout)[1]) >= 31, stdout
+    assert int(re.search(r"(\d+) passed", stdout)[1]) >= 28, stdout
 
 
 def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
@@ -82,6 +82,7 @@ def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
     yaml.write_text((copy / "configs" / "model" / "cog.yaml").read_text() + "warmth: 2.0\n")
     process = start("model=warm_cog", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"))
     _, err = process.communicate()
+    yaml.unlink()  # the copy is shared
     assert process.returncode == 2
     assert err == (
         "error: model.warmth: mechanism=cog has no option but model.layers; options of its own "

@@ -273,7 +273,7 @@ def test_a_single_token_and_weights_of_another_kind_stay_finite(cache):
     assert all(map(math.isfinite, found.values())) and found["attention/1/entropy"] == 0
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["dot_product", "neural_d2", "cog", "dagpam", "identity"])
 def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
     for switch in ("off", "on"):
         on = f"trainer.diagnostics={switch == 'on'}"
@@ -292,11 +292,6 @@ def test_a_run_with_diagnostics_is_the_run_without(model, cache, tmp_path):
     for file in ("step_000000004.pt", "best.pt"):
         one, two = (checkpoint.load(tmp_path / n / "checkpoints" / file) for n in ("off", "on"))
         assert same_state(one, two)
-
-
-def test_the_experiment_is_deep_and_narrow_and_measures_what_it_is_for():
-    cfg = config("experiment=rank_collapse")
-    assert cfg.arch.layers >= 15 and cfg.arch.width <= 64 and cfg.trainer.diagnostics
 
 
 @pytest.fixture(scope="module")

@@ -481,7 +481,7 @@ def test_other_instruction_sets():
     tests = "tests/test_kernels.py::test_rows_of_equal_scores_average[cpp]"
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", tests],
+            [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", tests],
             env={**os.environ, **UNOPTIMISED, "ATEN_CPU_CAPABILITY": capability},
             cwd=ROOT,
             stdout=subprocess.PIPE,

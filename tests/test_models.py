@@ -63,7 +63,8 @@ def test_arms_start_equal_but_for_attention(data, model, layers):
     assert baseline.keys() <= arm.keys()
     assert all(torch.equal(baseline[key], arm[key]) for key in baseline)
     extra = arm.keys() - baseline.keys()
-    assert extra or model not in NEURAL
+    plain = {"dot_product", "cog", "expressive", "uniform", "identity", "qk_norm"}
+    assert bool(extra) == (model not in plain)
     own = ".ffn_extra." if model.startswith("dot_product_wide") else ".mechanism."
     assert all(own in key for key in extra)
 

@@ -34,6 +34,15 @@ def test_evaluate_repeats_the_test_metrics(lm, train):
     assert len(out.splitlines()) == 5 and all(line.endswith("same") for line in out.splitlines())
 
 
+def test_evaluate_tells_a_metric_that_differs(lm, train, tmp_path):
+    folder = shutil.copytree(lm, tmp_path / "copy")
+    result = json.loads((folder / "result.json").read_text())
+    result["test/loss"] += 0.1
+    (folder / "result.json").write_text(json.dumps(result))
+    code, out, _ = train(f"run={folder}", script="scripts/evaluate.py")
+    assert code == 1 and sum(line.endswith("same") for line in out.splitlines()) == 4
+
+
 def test_generate_is_a_function_of_its_seed(lm, train):
     call = (f"run={lm}", "prompt=The statement", "tokens=12", "temperature=1.5")
     texts = [train(*call, f"seed={s}", script="scripts/generate.py")[1] for s in (0, 0, 1)]
@@ -111,9 +120,11 @@ def test_a_damaged_file_of_a_run_is_one_line(script, name, content, said, lm, tr
 def test_a_damaged_tokenizer_is_one_line(lm, train):
     file = lm / "tokenizer.json"
     whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    code, _, err = train(f"run={lm}", "prompt=x", "tokens=1", script="scripts/generate.py")
-    file.write_bytes(whole)
+    try:
+        file.write_bytes(whole[: len(whole) // 2])
+        code, _, err = train(f"run={lm}", "prompt=x", "tokens=1", script="scripts/generate.py")
+    finally:
+        file.write_bytes(whole)
     assert code == 2 and err.startswith(f"error: {file}: not a tokenizer.json: ")
     assert "Traceback" not in err
 
@@ -148,7 +159,11 @@ def test_output_that_nobody_reads_any_more_is_no_error():
         ("benchmark", ["model=yes", "d=32"], "d=: has no effect on whole training steps"),
         ("benchmark", ["json=nowhere/rows.json"], "there is no folder nowhere"),
         ("benchmark", ["plot=rows.txt"], "plot=rows.txt: must end in .png, .svg or .pdf"),
-        ("compare_arms", ["experiment=table1 data=wikitext2", "seed=0"], "is 12 runs; an arm is"),
+        (
+            "compare_arms",
+            ["experiment=table1 data=wikitext2", "seed=0"],
+            "is 12 runs; must be one",
+        ),
         ("compile_triton", ["archs=abc"], "archs=abc: must be numbers such as 90, not 'abc'"),
     ],
 )

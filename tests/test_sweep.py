@@ -236,13 +236,19 @@ def test_a_launcher_that_could_run_nothing_is_one_line(train):
 def test_no_cluster_is_one_line(train, tmp_path):
     key = "+hydra.launcher.cluster.slurm_partition=gpu"
     for name, code in (("srun", 0), ("sbatch", 1)):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho invalid partition >&2\nexit {code}\n")
+        copied = f"cat $1 > {tmp_path}/submitted; echo invalid partition >&2"
+        (tmp_path / name).write_text(f"#!/bin/sh\n{copied}\nexit {code}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
     words = ("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
     code, _, err = train(*words, PATH=path)
     assert code == 2 and "error: sbatch refuses job 1 of 2: " in err and "Traceback" not in err
-    code, _, err = train("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
+    script = (tmp_path / "submitted").read_text()
+    assert "#SBATCH --signal=USR1@120\n" in script  # what the job listens for, there as well
+    assert "\nexport SUBMITIT_PREEMPT_SIGNAL=USR1\n" in script
+    nothing = str(tmp_path / "empty")
+    words = ("-m", "scale=smoke", "seed=0,1", "launcher=submitit_slurm", key)
+    code, _, err = train(*words, PATH=nothing)
     assert code == 2 and err.splitlines()[-1].startswith("error: hydra.launcher.cluster: ")
     assert "slurm" in err and "Traceback" not in err
 

@@ -33,8 +33,8 @@ LONG = [
     "logger=wandb",
 ]
 KEY = {"WANDB_API_KEY": 40 * "a"}
-SOON = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # seconds to the next upload; else 15
 PATIENCE = 60  # seconds; 5 on an idle machine, and 110 if W&B's own retries were waited for
+SOON = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # seconds to the next upload; else 15
 
 
 class Server(ThreadingHTTPServer):
@@ -178,7 +178,6 @@ def test_killed_run_is_whole_in_one_offline_run_and_in_tensorboard(start, train,
     halts = Halts(tmp_path, row(61))
     process = start(*both, **KEY, WANDB_BASE_URL="http://127.0.0.1:9", **halts.env)
     halts.wait(process)
-    assert time.time() - (folder / "env.json").stat().st_mtime < PATIENCE
     _, err = kill(process)
     ahead = events(folder)
     assert max(ahead) == 59  # written row by row, and beyond the checkpoint of step 40
@@ -215,7 +214,6 @@ def test_killed_online_run_continues_its_curve(start, train, server, tmp_path):
     halts = Halts(tmp_path, row(61))  # of those from step 40 on
     process = start(*LONG, **server.env, **halts.env)
     halts.wait(process)
-    assert time.time() - (folder / "env.json").stat().st_mtime < PATIENCE
     assert re.search("^W&B runs offline: .*no such user", kill(process)[1], re.M)
     server.login = True
     assert len(server.lines) == ahead
@@ -237,10 +235,12 @@ def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
         silent = f"http://127.0.0.1:{listener.getsockname()[1]}"
         options = (*SMALL, "logger=wandb", "hydra.run.dir=run")
         code, _, err = train(*options, **KEY, WANDB_BASE_URL=silent)
+        listener.setblocking(False)
+        listener.accept()  # the question whether it answers
+        with pytest.raises(BlockingIOError):  # and nothing of wandb, which would wait for answers
+            listener.accept()
     assert code == 0 and f"W&B runs offline: {silent} does not answer\n" in err
     assert mirrored(offline_rows(folder)) == record(folder)
-    began, ended = ((folder / name).stat().st_mtime for name in ("env.json", "result.json"))
-    assert ended - began < PATIENCE
 
 
 MOVING = """

@@ -34,6 +34,17 @@ from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 from attnlab.runtime.torchrun import local_rank
 
+# Groups of which one option is chosen; Hydra would merge a list of them.
+ONE_OPTION = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"logger", "setting"}
+# What is not typed, and what is set instead.
+FOLLOWS = {
+    "switches": "protocol sets the switches; set keys, such as arch.positions",
+    "size": "follows from data and scale; set scale, or keys such as arch.layers",
+    "budget": "follows from data and scale; set scale, or keys such as trainer.max_steps",
+    "kind": "follows from data; set data",
+}
+FOR_SWEEPS = re.compile(r"launcher=(?!process$)|\+*hydra\.launcher")
+
 
 def guard(main: Callable[[], None]) -> None:
     """Check the command line, then run `main`, a function that Hydra wraps."""
@@ -82,14 +93,14 @@ def _refuse(message: str) -> None:
 def check_overrides(overrides: list[str], sweep: bool = False) -> None:
     """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
     problems: dict[str, None] = {}
-    listed = jobs(overrides, sweep)
-    if local_rank() is not None and listed != [overrides]:
+    grid = _grid(overrides, sweep)
+    if local_rank() is not None and grid is not None:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
-    for job in listed:
+    for job in jobs(overrides, sweep):
         problems.update(dict.fromkeys(_problems(job)))
-    tuning = [o for o in overrides if is_tuning(o)]
-    if tuning and listed == [overrides] and not problems:
-        problems[f"{tuning[0]}: needs a sweep (-m); this is one run"] = None
+    of_sweeps = [o for o in overrides if is_tuning(o) or FOR_SWEEPS.match(o)]
+    if of_sweeps and grid is None and "hydra.mode=RUN" not in overrides and not problems:
+        problems[f"{of_sweeps[0]}: needs a sweep (-m); this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
 
@@ -99,6 +110,21 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
 
     Errors: `BadInput` for what cannot be parsed.
     """
+    grid = _grid(overrides, sweep)
+    if grid is None:
+        return [overrides]
+    try:
+        found = [job for batch in BasicSweeper.split_arguments(grid, None) for job in batch]
+    except (HydraException, ValueError) as error:  # such as glob(*), or a range with a step of 0
+        typed = " ".join(p.input_line for p in grid if p.is_sweep_override())
+        raise BadInput(f"{typed}: cannot be listed, give the values: {error}") from None
+    if not found:
+        raise BadInput("the sweep has no jobs: one of its lists is empty")
+    return found
+
+
+def _grid(overrides: list[str], sweep: bool) -> list[Override] | None:
+    """The overrides of a sweep, with those of its experiment; None for one run."""
     unclear = [o for o in overrides if not o.isprintable() or o.lstrip("+~").startswith("=")]
     if unclear:
         rule = "must be key=value, in one line of printable text"
@@ -107,6 +133,8 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
     for p in parsed:
         if p.key_or_group == "experiment" and p.is_sweep_override():
             raise BadInput(f"{p.input_line}: must be one; attnlab reproduce takes several")
+        if isinstance(p.value(), list) and p.key_or_group in ONE_OPTION:
+            raise BadInput(f"{p.input_line}: must be one; for a sweep, -m and values with commas")
         if p.key_or_group == "hydra.job.chdir":
             raise BadInput("hydra.job.chdir: a run stays in the folder where it was started")
         if p.key_or_group in ("hydra.output_subdir", "hydra.sweep.dir", "hydra.sweep.subdir"):
@@ -122,20 +150,13 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
         sweep = True
         parsed = _parsed([f"{k}={v}" for k, v in grid.items()] + overrides)
     if not sweep:
-        return [overrides]
+        return None
     if any(p.key_or_group == "hydra.run.dir" for p in parsed):
         raise BadInput(
             "hydra.run.dir: the runs of a sweep have a folder each; runtime.output_root=<folder> "
             "says where all of them lie"
         )
-    try:
-        found = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-    except (HydraException, ValueError) as error:  # such as glob(*), or a range with a step of 0
-        typed = " ".join(p.input_line for p in parsed if p.is_sweep_override())
-        raise BadInput(f"{typed}: cannot be listed, give the values: {error}") from None
-    if not found:
-        raise BadInput("the sweep has no jobs: one of its lists is empty")
-    return found
+    return parsed
 
 
 def is_sweep(overrides: list[str]) -> bool:
@@ -155,10 +176,11 @@ def _parsed(overrides: list[str]) -> list[Override]:
 
 def _problems(overrides: list[str]) -> Iterator[str]:
     """Every problem of one job. After a bad override it continues without that override."""
-    switches = [o for o in overrides if re.match(r"[+~]*switches\b", o)]
-    for override in switches:
-        yield f"{override}: protocol sets the switches; set keys, such as arch.positions"
-    overrides = [o for o in overrides if o not in switches]
+    set_by = {o: found[1] for o in overrides if (found := re.match(r"[+~]*(\w+)", o))}
+    set_by = {o: FOLLOWS[group] for o, group in set_by.items() if group in FOLLOWS}
+    for override, why in set_by.items():
+        yield f"{override}: {why}"
+    overrides = [o for o in overrides if o not in set_by]
     while True:
         try:
             composed = compose_config(overrides, hydra=True)
@@ -232,5 +254,7 @@ def _reason(what: str, error: Exception) -> str:
         error = error.__cause__  # says why
     line = first_line(error)
     if line.startswith("Ambiguous value"):
-        line = "several values; add -m for a sweep, or write [a,b] for a list"
+        line = "several values; add -m for a sweep"
+        if what.lstrip("+").partition("=")[0] not in ONE_OPTION:
+            line += ", or write [a,b] for a list"
     return f"{what}: {line}"

@@ -84,18 +84,24 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    """A context in which operations on the device of x keep the dtypes of their inputs. Devices
-    without autocast, such as meta, need none.
-    """
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
-
-
 def constant_in_graphs(function):
     """Mark a function whose result torch.compile may take for a constant, as
     torch.compiler.assume_constant_result does; importing that takes a second of every start.
     """
     function._dynamo_marked_constant = True
     return function
+
+
+@constant_in_graphs
+def _has_autocast(device_type: str) -> bool:
+    """torch 2.11 cannot trace the question."""
+    return torch.amp.is_autocast_available(device_type)
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """A context in which operations on the device of x keep the dtypes of their inputs. Devices
+    without autocast, such as meta, need none.
+    """
+    if _has_autocast(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()

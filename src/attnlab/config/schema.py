@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from attnlab.config.datasets import Data, Image, Stored
+from attnlab.config.datasets import Data, Image
 from attnlab.config.mechanisms import Model
 from attnlab.config.types import (
     MAX_SIZE,
@@ -253,15 +253,20 @@ def can_change_result(key: str) -> bool:
     return key != PLACE and key.split(".")[0] not in UNHASHED
 
 
+def lies_in(written: str | Path, data: str | None) -> bool:
+    """Whether a path is inside the folder of data, if there is one."""
+    return bool(data) and Path(os.path.realpath(written)).is_relative_to(os.path.realpath(data))
+
+
 READS = {"lm": {"text", "symbols"}, "vit": {"image"}, "seq2seq": {"translation"}}
 
 
 def _contradictions(cfg: Config) -> Iterator[str]:
     """One message for every combination of keys that is not allowed."""
     arch, model, data, trainer = cfg.arch, cfg.model, cfg.data, cfg.trainer
-    for key in ("output_root", "cache") if isinstance(data, Stored) and data.path else ():
+    for key in ("output_root", "cache"):
         written = getattr(cfg.runtime, key)
-        if Path(os.path.abspath(written)).is_relative_to(os.path.abspath(data.path)):
+        if lies_in(written, getattr(data, "path", None)):
             yield (
                 f"runtime.{key}={written}: lies in data.path={data.path}, so that what runs write "
                 "would be read as data; choose another folder"

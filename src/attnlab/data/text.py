@@ -140,7 +140,8 @@ class Blocks:
         index = np.array([i for _, i in keys])
         span = self.starts[index][:, None] + np.arange(self.block + 1)
         ids = torch.from_numpy(self.tokens[span].astype(np.int64))
-        return ids[:, :-1], ids[:, 1:], torch.from_numpy(self.overlap[index])
+        inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()  # to be pinned
+        return inputs, targets, torch.from_numpy(self.overlap[index])
 
 
 def build_text(data: Text, cache: Path) -> TextData:

@@ -35,6 +35,8 @@ def tiles(kernel: str, case: Case) -> dict:
     """
     if not case.half:  # products without tensor cores keep much more in registers
         rows, cols, warps = 32, 32, 8
+    elif kernel == "forward" and case.act != "relu":
+        rows, cols, warps = 64, 32, 4
     elif kernel == "forward":
         rows, cols, warps = (128, 64, 8) if case.d > 64 else (128 if case.h2 == 1 else 64, 64, 4)
     elif kernel == "rows":

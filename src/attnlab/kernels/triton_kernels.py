@@ -63,8 +63,8 @@ def forward_kernel(
     start = (tl.num_programs(1) - 1 - tl.program_id(1)) * C.rows  # causal: the longest first
     i = start + tl.arange(0, C.rows)
     best = tl.full((C.rows,), float("-inf"), tl.float32)
-    total = tl.zeros((C.rows,), tl.float32)
-    mixed = tl.zeros((C.rows, C.d_padded), tl.float32)
+    total = tl.full((C.rows,), 0.0, tl.float32)
+    mixed = tl.full((C.rows, C.d_padded), 0.0, tl.float32)
     free, end = _key_range(start, n, m, C)
     for masked in tl.static_range(2):
         for key in tl.range(free if masked else 0, end if masked else free, C.cols):
@@ -121,7 +121,7 @@ def backward_rows_kernel(
     tl.store(delta + bh * n + i, dot, mask=i < n)
     # Rows beyond n: a probability of 2^-inf = 0.
     level = tl.load(lse + bh * n + i, mask=i < n, other=float("inf")) * LOG2E
-    total = tl.zeros((C.rows, C.h_padded), tl.float32)
+    total = tl.full((C.rows, C.h_padded), 0.0, tl.float32)
     free, end = _key_range(start, n, m, C)
     for masked in tl.static_range(2):
         for key in tl.range(free if masked else 0, end if masked else free, C.cols):
@@ -164,8 +164,8 @@ def backward_cols_kernel(
     start = tl.program_id(1) * C.rows
     j = start + tl.arange(0, C.rows)
     values = _tokens(v + bh * m * C.d, j, m, C)
-    total = tl.zeros((C.rows, C.h_padded), tl.float32)
-    mixed = tl.zeros((C.rows, C.d_padded), tl.float32)
+    total = tl.full((C.rows, C.h_padded), 0.0, tl.float32)
+    mixed = tl.full((C.rows, C.d_padded), 0.0, tl.float32)
     begin, free = 0, 0  # queries before `begin` see none of the keys, from `free` on all of them
     if C.causal:
         begin = tl.maximum(start - (m - n), 0) // C.cols * C.cols

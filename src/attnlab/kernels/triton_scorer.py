@@ -163,7 +163,7 @@ def _pre(net, t, i, j, C: tl.constexpr):
         terms = tl.where(k == 0, high[None, :], tl.where(k == 1, middle[None, :], low))
         pre = tl.dot(tl.full((C.rows, 16), 1.0, tl.bfloat16), terms.to(tl.bfloat16))
     else:
-        pre = tl.zeros((C.rows, C.cols), tl.float32) + base[None, :]
+        pre = tl.full((C.rows, C.cols), 0.0, tl.float32) + base[None, :]
     for r in tl.range(C.h, loop_unroll_factor=C.h if C.h <= 4 else 4):
         x, y = _unit_of(net.rows, r, i, net.n), _unit_of(net.cols, r, j, net.m)
         pre += tl.load(net.weight + t * C.h + r) * _unit(x[:, None], y[None, :], C)

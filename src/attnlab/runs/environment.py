@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import os
 import platform
 import socket
 import subprocess
@@ -32,6 +33,7 @@ def environment(device, runtime: Runtime) -> dict[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "command": sys.argv,
+        "cwd": os.getcwd(),
         "git_commit": commit,
         "git_dirty": None if changes is None else bool(changes),
         "attnlab": __version__,

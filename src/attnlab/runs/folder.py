@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from attnlab.config.schema import PLACE, Config, added_keys, can_change_result
+from attnlab.config.schema import PLACE, Config, added_keys, can_change_result, lies_in
 from attnlab.errors import BadInput
 from attnlab.runs.files import Check, Ledger, flatten, read_json, write_atomic
 from attnlab.runs.lock import Lock
@@ -44,8 +44,13 @@ class RunFolder:
         stored = self._stored()
         if stored is None:
             return False
-        places = (str(keys.get(PLACE)) for keys in (stored, flatten(self.cfg.model_dump())))
-        return len(set(map(os.path.abspath, places))) > 1
+        now = os.getcwd()
+        try:
+            then = json.loads((self.path / "env.json").read_text()).get("cwd", now)
+        except (OSError, ValueError, AttributeError):  # lost or damaged: nobody knows
+            then = now
+        ours = flatten(self.cfg.model_dump()).get(PLACE)
+        return _place(then, stored.get(PLACE)) != _place(now, ours)
 
     def check_usable(self) -> None:
         """Refuse a folder that this run cannot use, before anything is prepared. The folder of a
@@ -67,6 +72,11 @@ class RunFolder:
                 "what; restore it, or move the folder away"
             )
         if self.result is None:
+            if lies_in(self.path, getattr(self.cfg.data, "path", None)):
+                raise BadInput(
+                    f"run folder {self.path}: lies in data.path={self.cfg.data.path}, so that "
+                    "what the run writes would be read as data; choose another folder"
+                )
             self._check_writable()
 
     def _stored(self) -> dict[str, Any] | None:
@@ -135,3 +145,9 @@ class RunFolder:
     def ledger(self, name: str) -> "Ledger":
         """One of the folder's ledgers, for writing."""
         return Ledger(self.path / name, self.may_write)
+
+
+def _place(cwd: str, path: str | None) -> str:
+    """Where the data of a run that was started in `cwd` lies: a folder, or an id of the hub."""
+    folder = os.path.abspath(os.path.join(cwd, str(path)))
+    return folder if os.path.exists(folder) else str(path)

@@ -53,16 +53,17 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
 
     Errors: `BadInput` if submitit or the cluster is not there, or does not know a parameter.
     """
+    os.environ[PREEMPTED] = "USR1"  # submitit reads it once, when it is imported
     try:
         import submitit
     except ImportError:
         raise BadInput(
             "launcher=submitit_slurm: needs submitit: pip install 'attnlab[slurm]'"
         ) from None
-    os.environ[PREEMPTED] = "USR1"
+    setup = [f"export {PREEMPTED}=USR1", *parameters.pop("slurm_setup", [])]
     try:
         executor = submitit.AutoExecutor(folder, cluster, slurm_max_num_timeout=REQUEUES)
-        executor.update_parameters(**parameters)
+        executor.update_parameters(**parameters, slurm_setup=setup)
     except (RuntimeError, NameError, ValueError, TypeError) as error:
         raise BadInput(f"hydra.launcher.cluster: {first_line(error)}") from None
     ends = ["finished before" if job.finished else "" for job in jobs]

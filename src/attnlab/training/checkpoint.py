@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def dump(state: dict[str, Any]) -> bytes:
 def load(path: Path) -> dict[str, Any]:
     """Read and verify one checkpoint; tensors arrive on the CPU, nothing in it is executed.
 
-    Errors: `Damaged` with what is wrong, also if the disk cannot read it any more.
+    Errors: `Damaged` with what is wrong, also if the disk cannot read it any more; `BadInput` if
+    it would execute something.
     """
     try:
         data = path.read_bytes()
@@ -56,7 +58,10 @@ def load(path: Path) -> dict[str, Any]:
     length = data[-HEX - 2 : -HEX] == struct.pack("<H", HEX)
     if not length or hashlib.sha256(archive).hexdigest().encode() != data[-HEX:]:
         raise Damaged(f"{path} is not what was saved (sha256 differs)")
-    return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # whole, but not written by `save`
+        raise BadInput(f"{path} holds more than weights and plain values: refused") from None
 
 
 def save(folder: RunFolder, state: dict[str, Any], keep: int) -> int:

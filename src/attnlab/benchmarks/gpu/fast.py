@@ -9,6 +9,7 @@ import torch
 
 from attnlab.benchmarks.attention import FLEX, LITERAL, SDPA, Shape, measure, peak_memory, steps
 from attnlab.benchmarks.gpu.plan import Plan
+from attnlab.runtime.device import set_up
 from attnlab.training.flops import PEAK
 
 TITLE = "Fast"
@@ -34,6 +35,9 @@ def work(plan: Plan):
 
 def timed(plan: Plan, shape: Shape, case: str, backend: str, precision: str, device):
     """Both passes of one contender on one shape, with the share of the card's peak."""
+    if device.type == "cuda":
+        set_up(device)  # as in training, for which torch chooses SDPA's kernels otherwise
+        torch.use_deterministic_algorithms(backend != FLEX)  # whose backward adds atomically
     largest = torch.cuda.mem_get_info()[1] // 8 if device.type == "cuda" else 2**29
     passes = steps(shape, case, backend, device, largest)
     peaks = peak_memory(passes, device)

@@ -13,7 +13,7 @@ from attnlab.kernels.api import neural_attention
 from attnlab.models.attention.base import HeadLinear
 from attnlab.models.attention.neural import ScoreNetwork
 
-BATCH, HEADS = 1, 2
+BATCH, HEADS = 2, 2
 MAX_ELEMENTS = 2**24  # numbers in a tensor of the reference, which takes some queries at a time
 
 

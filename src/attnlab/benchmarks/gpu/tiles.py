@@ -59,7 +59,7 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
         with chosen(kernel, tile), turn(plan, fcntl.LOCK_SH):  # beside others that compile
             try:
                 compiles()
-            except triton.runtime.OutOfResources as error:
+            except (triton.runtime.OutOfResources, triton.runtime.errors.PTXASError) as error:
                 print(f"{case}, {precision}, {kernel}, {tile}: {error}", flush=True)
             else:
                 usable.append(tile)
@@ -107,10 +107,14 @@ def chosen(kernel: str, tile: tuple[int, int, int] | None):
 @contextmanager
 def turn(plan: Plan, lock: int):
     """While open, processes of this stage use the card together (LOCK_SH), or one of them does so
-    alone (LOCK_EX).
+    alone (LOCK_EX). At the gate who waits for the card alone holds up the others, or it would
+    never be free.
     """
-    with open(plan.scratch / "tiles.lock", "w") as file:
+    gate, file = (plan.scratch / f"tiles.{name}" for name in ("gate", "lock"))
+    with gate.open("w") as gate, file.open("w") as file:
+        fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(file, lock)
+        fcntl.flock(gate, fcntl.LOCK_UN)
         yield
 
 

@@ -29,12 +29,13 @@ OFFLINE = ["logger=wandb", "logger.mode=offline"]
 
 
 def work(plan: Plan):
-    """Each arm, two processes where there are two GPUs, then the kill."""
-    rows = {model: partial(curve, plan, model) for model in language_arms(plan)}
+    """The kill, as nothing else shows that runs repeat on this card; two processes where there are
+    two GPUs; each arm.
+    """
+    rows = {"kill -9, then the same command": partial(killed, plan)}
     if plan.processes > 1:
         rows["two processes"] = partial(two_processes, plan)
-    rows["kill -9, then the same command"] = partial(killed, plan)
-    return rows
+    return rows | {model: partial(curve, plan, model) for model in language_arms(plan)}
 
 
 def language_arms(plan: Plan) -> list[str]:
