@@ -22,6 +22,7 @@ from conftest import (
     until,
 )
 
+from attnlab import cli
 from attnlab.errors import BadInput
 from attnlab.sweeps.estimate import steps_to_go
 from attnlab.sweeps.jobs import compose_jobs, with_baselines
@@ -168,6 +169,17 @@ def test_six_jobs_killed_twice_run_once(start, train, tmp_path):
     assert len(results()) == 6 and results().items() >= finished.items()
     assert out.count("finished before  ") == len(finished) >= 3
     assert "sweep: 6 of 6 finished" in out
+
+
+def test_a_key_that_only_the_swept_model_has(train):
+    """And values in all forms that Hydra knows; neural_d2, the default, has no `layers`."""
+    words = ("model=uniform", "model.layers=[0]", "runtime.output_root='a b'", "data.eval_size=64")
+    words += ("trainer.micro_batch_size=null", "++trainer.lr=1e-3", "arch.ffn_width=${arch.width}")
+    code, out, err = train("-m", "data=nt", *SHORT, "seed=0", *words)
+    assert code == 0, err
+    assert "sweep: 1 of 1 finished" in out and "a b/nt/uniform/seed0_" in out
+    listed = cli.jobs(["experiment=dagpam_lambda", "model=dagpam", "model.lambda_plus=1"])
+    assert len(listed) == 9 and all("model.lambda_plus=1" in job for job in listed)
 
 
 def test_two_sweeps_never_run_a_job_twice(start, tmp_path):

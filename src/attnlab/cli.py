@@ -67,6 +67,8 @@ def guard(main: Callable[[], None]) -> None:
             sys.argv.append("--resolve")  # values, not what they refer to
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
             check_overrides(args.overrides, sweep=args.multirun)
+            if _grid(args.overrides, args.multirun) is not None:
+                sys.argv = [_of_jobs(w) if w in args.overrides else w for w in sys.argv]
             new = _folders_to_come(args.overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
     try:
@@ -83,6 +85,18 @@ def _folders_to_come(overrides: list[str]) -> list[Path]:
     chosen = [p.value() for p in _parsed(overrides) if p.key_or_group == "hydra.run.dir"]
     path = Path(str(chosen[-1]) if chosen else ".").absolute()
     return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def _of_jobs(override: str) -> str:
+    """A fixed key of a sweep as a choice of one: Hydra composes a sweep of its own from what is
+    fixed, where the key may not exist, because a job's model or data has it.
+    """
+    (parsed,) = _parsed([override])
+    key, _, value = override.partition("=")
+    group = "." not in key or key.startswith(("hydra", "tune", "~"))
+    if group or value in ("", "null") or parsed.is_sweep_override():  # no choice takes null
+        return override
+    return f"{key}=choice({value})"
 
 
 def _refuse(message: str) -> None:
@@ -140,10 +154,10 @@ def _grid(overrides: list[str], sweep: bool) -> list[Override] | None:
         if p.key_or_group in ("hydra.output_subdir", "hydra.sweep.dir", "hydra.sweep.subdir"):
             rule = "runtime.output_root=<folder> says where runs lie, each with its config.yaml"
             raise BadInput(f"{p.key_or_group}: {rule}")
-    single = [p.input_line for p in parsed if not p.is_sweep_override()]
+    deciding = [p.input_line for p in parsed if p.key_or_group.startswith(("experiment", "hydra"))]
     try:
-        hydra = compose_config(single, hydra=True).hydra
-        mode, grid = hydra.mode, hydra.sweeper.params or {}
+        hydra = compose_config(deciding, hydra=True).hydra if deciding else None
+        mode, grid = (hydra.mode, hydra.sweeper.params or {}) if hydra else (None, {})
     except Exception:  # Hydra's errors share no base class; _problems reports this one
         mode = None
     if mode == RunMode.MULTIRUN:

@@ -19,7 +19,7 @@ from attnlab.commands.report import reporter
 from attnlab.errors import BadInput
 
 FREE_HOURS = 1.0
-YES = "yes=true"
+YES = ("yes=true", "yes=yes")
 ELSEWHERE = ("launcher=", "hydra.launcher", "+hydra.launcher", "hydra/launcher=", "tune=", "tune.")
 
 
@@ -31,7 +31,7 @@ def main(*words: str) -> None:
                 f"{word}: reproduce runs its jobs here, one after the other; "
                 "train.py experiment=<name> takes it"
             )
-    typed = overrides([word for word in words if word != YES])
+    typed = overrides([word for word in words if word.lower() not in YES])
     for job in typed:
         cli.check_overrides(job)
     report = reporter()
@@ -46,8 +46,8 @@ def main(*words: str) -> None:
     print(need.table)
     if not need.possible:
         raise BadInput("not all of it can run on this machine; see the table")
-    if need.hours > FREE_HOURS and YES not in words:
-        raise BadInput(f"{need.hours:,.1f} hours: add {YES} to start")
+    if need.hours > FREE_HOURS and not {word.lower() for word in words} & set(YES):
+        raise BadInput(f"{need.hours:,.1f} hours: add {YES[0]} to start")
     code = run_jobs(jobs)
     if code < 128:  # no signal
         for root in dict.fromkeys(Path(job.cfg.runtime.output_root) for job in jobs):

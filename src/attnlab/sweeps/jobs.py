@@ -79,7 +79,7 @@ def with_baselines(jobs: list[Job]) -> list[Job]:
     """The jobs, and one of dot_product for each that has none: what an ablation is compared to."""
     wanted = {job.path: job for job in jobs}
     for job in jobs:
-        rest = [o for o in job.overrides if not o.startswith(("model=", "model."))]
+        rest = [o for o in job.overrides if not o.lstrip("+").startswith(("model=", "model."))]
         (baseline,) = compose_jobs([[*rest, "model=dot_product"]])
         wanted.setdefault(baseline.path, baseline)
     return list(wanted.values())

@@ -89,7 +89,8 @@ def _arm(job: Job) -> tuple[str, ...]:
 
 def _trials(arm: tuple[str, ...], job: Job, tuning: Tuning) -> dict[float, list[Job]]:
     """Rate -> a job for each tuning seed."""
-    rates = sorted(float(f"{factor * job.cfg.trainer.lr:.6g}") for factor in tuning.factors)
+    lr = job.cfg.trainer.lr
+    rates = sorted(lr if f == 1 else float(f"{f * lr:.6g}") for f in tuning.factors)
     return {rate: [_at(arm, seed, rate, MARK) for seed in tuning.seeds] for rate in rates}
 
 
