@@ -171,13 +171,14 @@ def test_six_jobs_killed_twice_run_once(start, train, tmp_path):
     assert "sweep: 6 of 6 finished" in out
 
 
-def test_a_key_that_only_the_swept_model_has(train):
+def test_a_key_that_only_the_swept_model_has(train, tmp_path):
     """And values in all forms that Hydra knows; neural_d2, the default, has no `layers`."""
     words = ("model=uniform", "model.layers=[0]", "runtime.output_root='a b'", "data.eval_size=64")
     words += ("trainer.micro_batch_size=null", "++trainer.lr=1e-3", "arch.ffn_width=${arch.width}")
     code, out, err = train("-m", "data=nt", *SHORT, "seed=0", *words)
     assert code == 0, err
     assert "sweep: 1 of 1 finished" in out and "a b/nt/uniform/seed0_" in out
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["a b"]
     listed = cli.jobs(["experiment=dagpam_lambda", "model=dagpam", "model.lambda_plus=1"])
     assert len(listed) == 9 and all("model.lambda_plus=1" in job for job in listed)
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
@@ -52,6 +53,7 @@ def guard(main: Callable[[], None]) -> None:
     parser = get_args_parser()
     parser.error = _refuse
     new: list[Path] = []
+    scratch = contextlib.ExitStack()
     with exit_on_failure():
         dashed = [word for word in sys.argv[1:] if re.match(r"-\w.*=", word)]
         if dashed:  # argparse would take -protocol=released for -p
@@ -69,15 +71,17 @@ def guard(main: Callable[[], None]) -> None:
             check_overrides(args.overrides, sweep=args.multirun)
             if _grid(args.overrides, args.multirun) is not None:
                 sys.argv = [_of_jobs(w) if w in args.overrides else w for w in sys.argv]
+                sys.argv.append(f"hydra.sweep.dir={scratch.enter_context(TemporaryDirectory())}")
             new = _folders_to_come(args.overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
-    try:
-        main()
-    except SystemExit as ends:
-        for folder in new if ends.code == BadInput.exit_code else ():
-            with contextlib.suppress(OSError):  # it holds something
-                folder.rmdir()
-        raise
+    with scratch:
+        try:
+            main()
+        except SystemExit as ends:
+            for folder in new if ends.code == BadInput.exit_code else ():
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
+            raise
 
 
 def _folders_to_come(overrides: list[str]) -> list[Path]:
