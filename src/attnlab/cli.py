@@ -116,8 +116,9 @@ def check_overrides(overrides: list[str], sweep: bool = False) -> None:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
     for job in jobs(overrides, sweep):
         problems.update(dict.fromkeys(_problems(job)))
-    of_sweeps = [o for o in overrides if is_tuning(o) or FOR_SWEEPS.match(o)]
-    if of_sweeps and grid is None and "hydra.mode=RUN" not in overrides and not problems:
+    a_job = "hydra.mode=RUN" in overrides  # of a sweep, which was told of its launcher
+    of_sweeps = [o for o in overrides if is_tuning(o) or (FOR_SWEEPS.match(o) and not a_job)]
+    if of_sweeps and grid is None and not problems:
         problems[f"{of_sweeps[0]}: needs a sweep (-m); this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
