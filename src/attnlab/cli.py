@@ -97,7 +97,7 @@ def _of_jobs(override: str) -> str:
     """
     (parsed,) = _parsed([override])
     key, _, value = override.partition("=")
-    group = "." not in key or key.startswith(("hydra", "tune", "~"))
+    group = "." not in key or key.lstrip("+").startswith(("hydra", "tune", "~"))
     if group or value in ("", "null") or parsed.is_sweep_override():  # no choice takes null
         return override
     return f"{key}=choice({value})"
