@@ -46,6 +46,7 @@ BAD = [
     ("+switches.x=1", "+switches.x=1: protocol sets the switches; set keys"),
     ("size=smoke", "size=smoke: follows from data and scale; set scale"),
     ("protocol=[paper,released]", "protocol=[paper,released]: must be one; for a sweep, -m"),
+    ("trainer.patch_decay=false", "trainer.patch_decay=false: arch.body=lm embeds no patches"),
     ("launcher=joblib", "launcher=joblib: needs a sweep (-m); this is one run"),
     ("~model.mechanism", "~model.mechanism: cannot be left out"),
     ("~model.foo", "model.foo: unknown key"),

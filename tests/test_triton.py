@@ -169,17 +169,8 @@ def child(*command, **environment) -> str:
 
 @pytest.mark.skipif(RUNS, reason="the tests above run in this process")
 def test_the_tests_above_in_the_interpreter():
-    arguments = (
-        "-m",
-        "pytest",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "not interpreter",
-        __file__,
-    )
+    options = ["-n", "0", "-p", "no:cacheprovider"]
+    arguments = ("-m", "pytest", *options, "-k", "not interpreter", __file__)
     said = child(*arguments, TRITON_INTERPRET="1")
     assert f"{len(CASES) + 7} passed" in said
 

@@ -68,8 +68,7 @@ def guard(main: Callable[[], None]) -> None:
         if args.cfg == "job" and not args.resolve:
             sys.argv.append("--resolve")  # values, not what they refer to
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
-            check_overrides(args.overrides, sweep=args.multirun)
-            if _grid(args.overrides, args.multirun) is not None:
+            if check_overrides(args.overrides, sweep=args.multirun):
                 sys.argv = [_of_jobs(w) if w in args.overrides else w for w in sys.argv]
                 sys.argv.append(f"hydra.sweep.dir={scratch.enter_context(TemporaryDirectory())}")
             new = _folders_to_come(args.overrides)
@@ -108,13 +107,15 @@ def _refuse(message: str) -> None:
     raise BadInput(f"{message}; put options such as -m before all overrides; see --help")
 
 
-def check_overrides(overrides: list[str], sweep: bool = False) -> None:
-    """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job."""
+def check_overrides(overrides: list[str], sweep: bool = False) -> bool:
+    """Raise `BadInput` with every problem in the overrides; in a sweep, those of every job.
+    Returns whether they start a sweep.
+    """
     problems: dict[str, None] = {}
     grid = _grid(overrides, sweep)
     if local_rank() is not None and grid is not None:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
-    for job in jobs(overrides, sweep):
+    for job in [overrides] if grid is None else _listed(grid):
         problems.update(dict.fromkeys(_problems(job)))
     a_job = "hydra.mode=RUN" in overrides  # of a sweep, which was told of its launcher
     of_sweeps = [o for o in overrides if is_tuning(o) or (FOR_SWEEPS.match(o) and not a_job)]
@@ -122,6 +123,7 @@ def check_overrides(overrides: list[str], sweep: bool = False) -> None:
         problems[f"{of_sweeps[0]}: needs a sweep (-m); this is one run"] = None
     if problems:
         raise BadInput("\n".join(problems))
+    return grid is not None
 
 
 def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
@@ -130,8 +132,11 @@ def jobs(overrides: list[str], sweep: bool = False) -> list[list[str]]:
     Errors: `BadInput` for what cannot be parsed.
     """
     grid = _grid(overrides, sweep)
-    if grid is None:
-        return [overrides]
+    return [overrides] if grid is None else _listed(grid)
+
+
+def _listed(grid: list[Override]) -> list[list[str]]:
+    """The jobs of a sweep."""
     try:
         found = [job for batch in BasicSweeper.split_arguments(grid, None) for job in batch]
     except (HydraException, ValueError) as error:  # such as glob(*), or a range with a step of 0

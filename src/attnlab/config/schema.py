@@ -6,9 +6,7 @@ what Hydra composed into a `Config`, or raises `BadInput` with one line per prob
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +21,7 @@ from attnlab.config.types import (
     Positive,
     PositiveInt,
     Section,
+    lies_in,
 )
 
 # Sections that cannot change a result; they may differ from one start of a run to the next.
@@ -253,11 +252,6 @@ def can_change_result(key: str) -> bool:
     return key != PLACE and key.split(".")[0] not in UNHASHED
 
 
-def lies_in(written: str | Path, data: str | None) -> bool:
-    """Whether a path is inside the folder of data, if there is one."""
-    return bool(data) and Path(os.path.realpath(written)).is_relative_to(os.path.realpath(data))
-
-
 READS = {"lm": {"text", "symbols"}, "vit": {"image"}, "seq2seq": {"translation"}}
 
 
@@ -271,6 +265,8 @@ def _contradictions(cfg: Config) -> Iterator[str]:
                 f"runtime.{key}={written}: lies in data.path={data.path}, so that what runs write "
                 "would be read as data; choose another folder"
             )
+    if arch.body != "vit" and not trainer.patch_decay:
+        yield f"trainer.patch_decay=false: arch.body={arch.body} embeds no patches"
     if data.kind not in READS[arch.body]:
         yield (
             f"arch.body={arch.body}: data={data.name} is {data.kind}; "

@@ -25,6 +25,11 @@ def valid_path(path: str) -> str:
     return path
 
 
+def lies_in(written: str | Path, data: str | None) -> bool:
+    """Whether a path is inside the folder of data, if there is one."""
+    return bool(data) and Path(os.path.realpath(written)).is_relative_to(os.path.realpath(data))
+
+
 PositiveInt = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 Count = Annotated[int, Field(ge=0, le=MAX_SIZE)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # of numpy, too

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import platform
 import socket
@@ -49,6 +50,15 @@ def environment(device, runtime: Runtime) -> dict[str, Any]:
         "compile": runtime.compile,
         "host": socket.gethostname(),
     }
+
+
+def stored_environment(path: Path) -> dict[str, Any]:
+    """The run's env.json, or an empty dict."""
+    try:
+        found = json.loads((path / "env.json").read_text())
+        return found if all(isinstance(e, dict) for e in (found, *found.get("before", []))) else {}
+    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
+        return {}
 
 
 @functools.cache

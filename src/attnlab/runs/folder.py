@@ -11,8 +11,10 @@ from typing import Any
 
 import yaml
 
-from attnlab.config.schema import PLACE, Config, added_keys, can_change_result, lies_in
+from attnlab.config.schema import PLACE, Config, added_keys, can_change_result
+from attnlab.config.types import lies_in
 from attnlab.errors import BadInput
+from attnlab.runs.environment import stored_environment
 from attnlab.runs.files import Check, Ledger, flatten, read_json, write_atomic
 from attnlab.runs.lock import Lock
 
@@ -45,10 +47,7 @@ class RunFolder:
         if stored is None:
             return False
         now = os.getcwd()
-        try:
-            then = json.loads((self.path / "env.json").read_text()).get("cwd", now)
-        except (OSError, ValueError, AttributeError):  # lost or damaged: nobody knows
-            then = now
+        then = stored_environment(self.path).get("cwd", now)
         ours = flatten(self.cfg.model_dump()).get(PLACE)
         return _place(then, stored.get(PLACE)) != _place(now, ours)
 

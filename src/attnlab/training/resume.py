@@ -1,13 +1,12 @@
 """What must not have changed when a run is resumed, and the messages if it has."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from attnlab.data.loader import Data
 from attnlab.errors import BadInput
-from attnlab.runs.environment import source
+from attnlab.runs.environment import source, stored_environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runtime import distributed
 from attnlab.training import checkpoint
@@ -66,15 +65,6 @@ EFFECTS = {
     "compile": "the dropout masks from here on are other ones",
     "source": "results may differ by more than rounding",
 }
-
-
-def stored_environment(path: Path) -> dict[str, Any]:
-    """The run's env.json, or an empty dict."""
-    try:
-        found = json.loads((path / "env.json").read_text())
-        return found if all(isinstance(e, dict) for e in (found, *found.get("before", []))) else {}
-    except (OSError, ValueError, AttributeError, TypeError):  # lost or damaged
-        return {}
 
 
 def other_source(path: Path) -> str:
