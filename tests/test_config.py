@@ -124,6 +124,7 @@ def test_all_problems_at_once_and_nothing_touched(train, tmp_path):
         ("seed=range(10,1)", "the sweep has no jobs"),
         ("experiment=table1,table3", "experiment=table1,table3: must be one"),
         ("hydra.job.chdir=true", "hydra.job.chdir: a run stays in the folder"),
+        ("hydra.sweeper.max_batch_size=1", "hydra.sweeper.max_batch_size: launcher=joblib"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_one_line(overrides, message):

@@ -24,6 +24,7 @@ from conftest import (
 
 from attnlab import cli
 from attnlab.errors import BadInput
+from attnlab.runs.environment import source
 from attnlab.sweeps.estimate import steps_to_go
 from attnlab.sweeps.jobs import compose_jobs, with_baselines
 from attnlab.sweeps.pairing import differences, model_differences
@@ -62,8 +63,11 @@ def test_a_sweep_goes_on_from_collected_runs(train, tmp_path):
         code, out, err = train(f"runs={kept}", script="scripts/restore.py")
         assert (code, out) == (0, f"runs restored below outputs: {counted}\n"), err
     assert result.read_text() == before
+    env = result.with_name("env.json")
+    env.write_text(env.read_text().replace(f'"source": "{source()}"', '"source": "0"'))
     code, out, err = train("-m", *run)
     assert code == 0 and ": finished before\n" in out, err
+    assert f"sweep: of other code than this: 1; {result.parent.relative_to(tmp_path)}: was" in out
 
 
 @pytest.mark.parametrize(

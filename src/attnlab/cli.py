@@ -6,6 +6,7 @@ behind.
 """
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -35,6 +36,8 @@ from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 from attnlab.runtime.torchrun import local_rank
 
+log = logging.getLogger(__name__)
+
 # Groups of which one option is chosen; Hydra would merge a list of them.
 ONE_OPTION = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"logger", "setting"}
 # What is not typed, and what is set instead.
@@ -44,6 +47,15 @@ FOLLOWS = {
     "budget": "follows from data and scale; set scale, or keys such as trainer.max_steps",
     "kind": "follows from data; set data",
 }
+_PLACE = "runtime.output_root=<folder> says where runs lie, each with its config.yaml"
+REFUSED = {  # of Hydra's own settings
+    "hydra.job.chdir": "a run stays in the folder where it was started",
+    "hydra.output_subdir": _PLACE,
+    "hydra.sweep.dir": _PLACE,
+    "hydra.sweep.subdir": _PLACE,
+    "hydra.sweeper.max_batch_size": "launcher=joblib hydra.launcher.n_jobs=<n> runs n at a time",
+}
+MANY = 50  # jobs: each takes some 0.1 s to check
 FOR_SWEEPS = re.compile(r"launcher=(?!process$)|\+*hydra\.launcher")
 
 
@@ -115,7 +127,10 @@ def check_overrides(overrides: list[str], sweep: bool = False) -> bool:
     grid = _grid(overrides, sweep)
     if local_rank() is not None and grid is not None:
         raise BadInput("torchrun starts one run, not a sweep; for a sweep, python train.py -m")
-    for job in [overrides] if grid is None else _listed(grid):
+    listed = [overrides] if grid is None else _listed(grid)
+    if len(listed) > MANY:
+        log.info("checking the configurations of %d jobs", len(listed))
+    for job in listed:
         problems.update(dict.fromkeys(_problems(job)))
     a_job = "hydra.mode=RUN" in overrides  # of a sweep, which was told of its launcher
     of_sweeps = [o for o in overrides if is_tuning(o) or (FOR_SWEEPS.match(o) and not a_job)]
@@ -159,11 +174,8 @@ def _grid(overrides: list[str], sweep: bool) -> list[Override] | None:
             raise BadInput(f"{p.input_line}: must be one; attnlab reproduce takes several")
         if isinstance(p.value(), list) and p.key_or_group in ONE_OPTION:
             raise BadInput(f"{p.input_line}: must be one; for a sweep, -m and values with commas")
-        if p.key_or_group == "hydra.job.chdir":
-            raise BadInput("hydra.job.chdir: a run stays in the folder where it was started")
-        if p.key_or_group in ("hydra.output_subdir", "hydra.sweep.dir", "hydra.sweep.subdir"):
-            rule = "runtime.output_root=<folder> says where runs lie, each with its config.yaml"
-            raise BadInput(f"{p.key_or_group}: {rule}")
+        if p.key_or_group in REFUSED:
+            raise BadInput(f"{p.key_or_group}: {REFUSED[p.key_or_group]}")
     deciding = [p.input_line for p in parsed if p.key_or_group.startswith(("experiment", "hydra"))]
     try:
         hydra = compose_config(deciding, hydra=True).hydra if deciding else None

@@ -15,7 +15,7 @@ from attnlab.data.loader import Data, build_data
 from attnlab.data.translation import TranslationData
 from attnlab.errors import FolderInUse, Interrupted
 from attnlab.models.transformer import parameter_counts, try_mechanism
-from attnlab.runs.environment import environment
+from attnlab.runs.environment import environment, other_source
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
 from attnlab.runs.tracking import Tracker, check_trackers
@@ -30,7 +30,6 @@ from attnlab.training.model import build
 from attnlab.training.resume import (
     check_same_data,
     check_same_processes,
-    other_source,
     take_best,
     with_history,
 )

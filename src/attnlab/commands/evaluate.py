@@ -10,9 +10,9 @@ def main(run: RunArgument, device: str = "same") -> None:
     """Print each test metric beside result.json's; exit code 1 if they are not the same number."""
     from attnlab import run as program
     from attnlab.data.loader import build_data
+    from attnlab.runs.environment import other_source
     from attnlab.runtime.device import choose_device
     from attnlab.training.model import build
-    from attnlab.training.resume import other_source
 
     cfg = run.config(device)
     model_device = choose_device(cfg.runtime, cfg.trainer.precision)

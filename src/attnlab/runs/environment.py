@@ -75,6 +75,17 @@ def source() -> str:
     return digest.hexdigest()[:8]
 
 
+def other_source(path: Path) -> str:
+    """What to say if a run was made by other code than this; empty if it was not."""
+    then, now = stored_environment(path).get("source"), source()
+    if then in (None, now):
+        return ""
+    return (
+        f"{path}: was made by other code (source {then} in its env.json, now {now}). If the "
+        "change affects its numbers, move the folder away, or raise CODE_VERSION for all runs"
+    )
+
+
 def processor() -> str:
     """The processor's name."""
     with contextlib.suppress(OSError, StopIteration):

@@ -10,6 +10,7 @@ from attnlab.config.measures import OF_KIND
 from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import FolderInUse
+from attnlab.runs.environment import other_source
 from attnlab.runs.folder import RunFolder
 from attnlab.sweeps.python import python
 
@@ -117,6 +118,8 @@ def summarize(jobs: list[Job], ends: list[str], signum: int = 0) -> int:
     say(
         f"sweep: {finished} of {len(jobs)} finished" + f", {elsewhere} elsewhere" * bool(elsewhere)
     )
+    if changed := list(filter(None, (other_source(job.path) for job in jobs if job.finished))):
+        say(f"sweep: of other code than this: {len(changed)}; {changed[0]}")
     if signum:
         say("sweep stopped; the same command continues")
         return 128 + signum

@@ -6,7 +6,7 @@ from typing import Any
 
 from attnlab.data.loader import Data
 from attnlab.errors import BadInput
-from attnlab.runs.environment import source, stored_environment
+from attnlab.runs.environment import stored_environment
 from attnlab.runs.folder import RunFolder
 from attnlab.runtime import distributed
 from attnlab.training import checkpoint
@@ -65,17 +65,6 @@ EFFECTS = {
     "compile": "the dropout masks from here on are other ones",
     "source": "results may differ by more than rounding",
 }
-
-
-def other_source(path: Path) -> str:
-    """What to say if a run was made by other code than this; empty if it was not."""
-    then, now = stored_environment(path).get("source"), source()
-    if then in (None, now):
-        return ""
-    return (
-        f"{path}: was made by other code (source {then} in its env.json, now {now}). If the "
-        "change affects its numbers, move the folder away, or raise CODE_VERSION for all runs"
-    )
 
 
 def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
