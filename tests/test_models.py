@@ -341,3 +341,11 @@ def test_rotary_makes_order_matter_in_every_layer(data):
         block.attention.causal = False
         outputs = [block(x)[0, 0] for x in (tokens, swapped)]
         assert torch.allclose(*outputs, atol=1e-6) == same
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 32), (3, 19, 19), (3, 32, 32), (1, 16, 16)])
+def test_images_of_another_size_are_refused(shape):
+    """Their patches would get the positions of others, or be cut off, and the logits be wrong."""
+    model = model_of(config("data=digits", "scale=smoke"), 48, 10, 17)
+    with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\); got \(1, "):
+        model(torch.zeros(1, *shape))

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from attnlab.config.question import check_question, question_in, questions
 from attnlab.config.tuning import Tuning
 from attnlab.errors import BadInput
 from attnlab.report import notes as comparison_notes
-from attnlab.report import tables
+from attnlab.report import registration, tables
 from attnlab.report.answer_text import notes, planning, quotation, registered, tag, verdicts
 from attnlab.report.collect import Run, collect
 from attnlab.report.compare import comparisons, same_data, samples_tested
 from attnlab.report.questions import Answer, answers
 from attnlab.report.rules import RULES, conclusion
 from attnlab.report.statistics import effect_of, equivalent, planned_seeds
+from attnlab.report.tuning import notes as tuning_notes
 from attnlab.report.tuning import table, tunings
 from attnlab.report.verdicts import verdict
 from attnlab.runs.files import flatten
@@ -245,6 +247,53 @@ def test_runs_of_a_commit_without_the_question_are_exploratory():
         assert tag(answer) == said.get(commit, "registration not verified")
 
 
+def test_what_was_registered_is_the_experiment_at_the_runs_commit(tmp_path, monkeypatch):
+    """Whoever changes the experiment afterwards does not make its runs registered ones."""
+    git = "git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"
+    subprocess.run([*git, "init", "-q"], check=True)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    changed = tmp_path / "configs" / "experiment" / "controls.yaml"
+    commits = []
+    for more in ("", "arch:\n  dropout: 0.3\n"):
+        changed.write_text(changed.read_text() + more)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", "configs"], check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        commits.append(head.stdout.strip())
+
+    def here(*command: str) -> str | None:
+        done = subprocess.run([*git, *command], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    monkeypatch.setattr(registration, "git", here)
+    said = []
+    for commit in commits:
+        runs = [
+            finished(v, *CONTROLS, "arch.dropout=0.3", f"model={m}", seed=10, commit=commit)
+            for m, v in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
+        ]
+        (answer,) = answers(runs)
+        said.append(answer.deviations)
+    assert said == [["arch.dropout=0.3 instead of 0.1"], []]
+
+
+CONTROLS = ("experiment=controls", "scale=mini")
+
+
+def test_a_question_may_be_asked_of_several_data_sets():
+    runs = [
+        finished(
+            *(0, "experiment=controls_vision", f"data={data}", f"model={model}"),
+            **{"seed": 10, "test/accuracy": 0.5},
+        )
+        for data in ("cifar10", "cifar100", "digits")
+        for model in ("dot_product", "neural_d2", "uniform")
+    ]
+    deviations = {a.place["data.name"]: a.deviations for a in answers(runs)}
+    assert not any("data=" in said for said in deviations["cifar10"] + deviations["cifar100"])
+    assert "data=digits instead of cifar10 or cifar100" in deviations["digits"]
+
+
 def test_what_a_question_judges_is_not_judged_again():
     """At the comparison's laxer level it might come out otherwise."""
     runs = [
@@ -291,6 +340,47 @@ def test_a_question_about_bleu_is_answered_in_bleu():
     assert (effect.unit, effect.n) == ("BLEU", 3)
     assert effect.mean == pytest.approx(1 - 0.1 / 3)
     assert "test/bleu; smallest effect of interest 0.35 BLEU" in dict(quotation(answer)).values()
+
+
+def test_a_question_hides_no_verdict_that_it_does_not_give():
+    """One in another measure, and one over runs of the baseline that do not count in it."""
+    at = ("experiment=translation", "scale=mini")
+    runs = [
+        finished(value, *at, f"model={model}", seed=seed, **{"test/bleu": value / 3})
+        for model, value in (("dot_product", 100), ("neural_d2", 98))
+        for seed in (10, 11, 12)
+    ]
+    (comparison,) = comparisons(runs)
+    assert registered(comparison, answers(runs)) == {}
+    runs = [
+        finished(value, *CONTROLS, f"model={model}", seed=seed)
+        for model, value in (("dot_product", 100), ("neural_d2", 98), ("uniform", 99))
+        for seed in ((0, 1, 10) if model == "neural_d2" else (0, 1))
+    ]
+    runs += [finished(99, *CONTROLS, "model=uniform", seed=10)]
+    (comparison,) = comparisons(runs)
+    found = [a for a in answers(runs) if a.experiment == "controls"]
+    assert registered(comparison, found) == {}
+
+
+def test_seeds_are_planned_for_equal_arms_whatever_the_effect_that_was_seen():
+    """Of 10,000 images, an effect of 3 points needs 173 answered otherwise, equal arms need 1."""
+    runs = [
+        finished(
+            *(0, "experiment=controls_vision", f"model={model}"),
+            **{
+                "seed": seed,
+                "test/accuracy": 0.5 + more + seed % 3 / 1000,
+                "test_samples": 10_000,
+            },
+        )
+        for model, more in (("dot_product", 0.0), ("neural_d2", 0.03), ("uniform", 0.001))
+        for seed in range(10, 15)
+    ]
+    runs[-1].result["test/accuracy"] += 0.002
+    (answer,) = answers(runs)
+    (said,) = planning(answer)
+    assert "more than" not in said and "so few test samples" not in said
 
 
 def test_a_verdict_needs_every_registered_seed():
@@ -485,6 +575,35 @@ def test_one_trial_more_of_one_arm_changes_nothing_for_the_others():
     assert [arm.own for arm in found[0].arms] == [Choice(0.006, at_edge=False)] * 3
     (answer,) = answers(rest, found)
     assert len(answer.runs) == 15 and not any("edge" in note for note in notes(answer))
+    (of_two,), _ = tunings(r for r in runs if r.config["model.name"] != "expressive")
+    assert [arm.own for arm in of_two.arms] == [Choice(0.006, at_edge=False)] * 2
+
+
+def test_a_tuning_says_what_its_effects_leave_out():
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
+    runs += tuned("expressive", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
+    own = [run for run in runs[-8:] if not is_trial(run)]
+    own[0].status, own[0].cause = "failed", "NonFinite: step 3: loss nan"
+    (found,), _ = tunings(runs)
+    said = " ".join(tuning_notes(found))
+    assert "without a result" not in said  # at 0.012, which is no arm's own
+    own = [r for r in runs if r.config["trainer.lr"] == 0.006 and not is_trial(r)]
+    own[0].status, own[0].cause = "failed", "NonFinite: step 3: loss nan"
+    own[1].result["data_fingerprint"] = "other"
+    (found,), _ = tunings(runs)
+    said = " ".join(tuning_notes(found))
+    assert "without a result: dot_product seed 10 (NonFinite)" in said and "different data" in said
+
+
+def test_a_trial_that_was_collected_without_a_number_has_diverged():
+    """A file of runs has null where result.json has NaN."""
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
+    for run in runs:
+        if is_trial(run) and run.config["trainer.lr"] == 0.006:
+            del run.result["best/val/accuracy"]
+    (found,), _ = tunings(runs)
+    assert found.arms[0].own == Choice(0.003, at_edge=True)
+    assert "diverged" in table(found).markdown()
 
 
 def test_an_answer_says_that_a_rate_was_the_last_of_the_grid():

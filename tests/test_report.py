@@ -382,6 +382,37 @@ def test_any_number_of_arms_has_its_place_in_a_ladder(make, tmp_path):
     assert len(ladder["x"]) == 32 and ladder["z"] == [[50.0] * 32]
 
 
+def test_a_level_at_which_a_seed_failed_is_not_solved(make, tmp_path):
+    common = ("data=nt", "arch.layers=4", "arch.heads=2", "model=dot_product")
+    tasks = {f"test/{kind}": 1.0 for kind in ("accuracy", "chance_accuracy", "copy_accuracy")}
+    make(1.0, *common, **tasks)
+    failed = make(1.0, *common, seed=1, status="failed")
+    (failed / "failed.txt").write_text("NonFinite: step 3: loss nan\n")
+    text = written(tmp_path / "runs")
+    assert row(text, "16", "|   n |", "Ladder")["dot_product"] == "100.00 (single; 1 failed)"
+    assert [cells(line)[-1] for line in text.splitlines() if "| reached |" in line] == ["none"]
+    assert "without a result: dot_product seed 1 (NonFinite)" in text
+
+
+def test_symbols_without_a_finished_run_have_no_ladder(make, tmp_path):
+    make(1.0, "data=nt", "model=dot_product", status="interrupted")
+    text = written(tmp_path / "runs")
+    assert "Ladder" not in text and "Not shown" not in text
+
+
+def test_copies_of_one_data_set_are_one_comparison(make, tmp_path):
+    """On two machines, or as a folder and as a line of a file, which has relative paths."""
+    for number, (dot, neural) in enumerate([(100, 98), (110, 106.7), (120, 117.6)]):
+        place = f"data.path=/data/copy{number % 2}"
+        make(dot, "model=dot_product", "data=wikitext2", place, seed=number)
+        make(neural, "model=neural_d2", "data=wikitext2", place, seed=number)
+    text = written(tmp_path / "runs")
+    assert row(text, "neural_d2")["n"] == "3" and text.count("## wikitext2") == 1
+    pack(tmp_path / "runs", tmp_path / "runs" / "runs.jsonl", speeds=True)
+    again = written(tmp_path / "runs")
+    assert again.count("## wikitext2") == 1 and "6 runs: 6 finished" in again
+
+
 def test_runs_are_compared_only_if_they_agree_in_everything_else(make, tmp_path):
     pairs(make)
     pairs(make, "trainer.lr=0.01")
@@ -422,6 +453,21 @@ def test_different_data_under_one_name_is_not_compared(make, tmp_path):
     text = written(tmp_path / "runs")
     assert "**no verdict**: the runs used different data" in text
     assert row(text, "neural_d2")["effect over dot product"] == "—"
+    make(100.0, "model=neural_full", "data=wikitext2", "scale=mini", data_fingerprint="one")
+    make(90.0, "model=neural_d2", "data=wikitext2", "scale=mini", data_fingerprint="two")
+    assert "Published trend" not in written(tmp_path / "runs")
+
+
+def test_a_line_of_a_file_with_an_odd_environment_costs_itself(make, tmp_path):
+    pairs(make)
+    file = tmp_path / "kept" / "runs.jsonl"
+    pack(tmp_path / "runs", file, speeds=True)
+    for env in (None, {"before": 5}, {"before": [1]}):
+        first, *rest = file.read_text().splitlines()
+        file.write_text("\n".join([json.dumps(json.loads(first) | {"env": env}), *rest]))
+        text = written(tmp_path / "kept")
+        assert "env.json: not the environment of a run" in text
+        assert "5 finished" in text and "1 unreadable" in text
 
 
 def test_costs_are_medians_with_ratios(make, tmp_path):

@@ -302,7 +302,7 @@ def test_one_seed_is_a_single_run_whatever_it_shows(known):
 def test_two_seeds_rarely_decide():
     """+2 and +3 points look like the published 2.19, but 2 seeds leave -3.9 to 8.9."""
     v = verdict(of(2.0, 3.0), 2.19)
-    assert (v.word, v.needed) == ("undecided", 3)
+    assert (v.word, v.needed) == ("undecided", 4)
 
 
 def test_level_of_several_arms_is_in_the_reason():
@@ -320,27 +320,21 @@ def test_more_seeds_than_anyone_trains_are_not_proposed():
     assert verdict(of(-10.0, 10.01, -10.0, 10.01), None).needed is None
 
 
-@settings(max_examples=100)
-@given(
-    st.lists(st.floats(-5, 5), min_size=2, max_size=6),
-    st.sampled_from([2.19, 3.0, None]),
-    st.sampled_from([0.95, 1 - 0.05 / 3]),
-)
-def test_needed_is_the_first_number_of_seeds_that_decides_in_nine_of_ten(effects, known, level):
+@pytest.mark.parametrize("effects", [(2.0, 3.0), (0.1, 0.9, 0.2), (1.0, 3.0, -1.0, 0.5, 2.0)])
+@pytest.mark.parametrize("level", [0.95, 1 - 0.05 / 3])
+def test_as_many_seeds_as_are_said_to_decide_do_so_in_nine_of_ten(effects, level):
+    """By drawing them, spread and all."""
     e = of(*effects, level=level)
-    needed = verdict(e, known).needed
-    if needed is None:
-        return
+    needed = verdict(e, None).needed
+    rng = np.random.default_rng(0)
 
-    def decides(n: int) -> bool:
-        """Also where its mean is one of the less lucky ones: the tenth percentile of all."""
-        error = e.sd / math.sqrt(n)
-        low, high = stats.t.interval(level, n - 1, e.mean, error)
-        unlucky = stats.norm.ppf(0.9) * error
-        return low - unlucky > 0 or high + unlucky < (0 if known is None else known)
+    def decided(n: int) -> float:
+        drawn = rng.normal(e.mean, e.sd, (50_000, n))
+        error = drawn.std(1, ddof=1) / math.sqrt(n)
+        return float((drawn.mean(1) > stats.t.ppf((1 + level) / 2, n - 1) * error).mean())
 
-    assert needed > e.n
-    assert decides(needed) and not decides(needed - 1)
+    assert decided(needed) > 0.895
+    assert needed == e.n + 1 or decided(needed - 1) < 0.905
 
 
 # What chance alone would give

@@ -23,6 +23,7 @@ from conftest import (
 )
 
 from attnlab import cli
+from attnlab.commands.compare_arms import configuration
 from attnlab.errors import BadInput
 from attnlab.runs.environment import source
 from attnlab.sweeps.estimate import steps_to_go
@@ -324,6 +325,22 @@ def test_a_misspelt_arm_is_one_line(start):
     _, err = (process := start(*words, script="scripts/compare_arms.py")).communicate(timeout=900)
     assert process.returncode == 2 and "did you mean neural_d2?" in err
     assert err.count("\n") == 1
+
+
+def test_an_arm_may_be_a_run_folder_of_any_name(tmp_path):
+    (job,) = compose_jobs([["data=nt", "scale=smoke", f"runtime.output_root='{tmp_path}/a=b'"]])
+    job.path.mkdir(parents=True)
+    (job.path / "config.yaml").write_text(yaml.safe_dump(job.cfg.model_dump()))
+    assert configuration(str(job.path)) == job.cfg
+
+
+def test_a_finished_job_may_have_no_number_for_its_result(tmp_path):
+    """A file of runs has null where result.json has NaN."""
+    (job,) = compose_jobs([["data=nt", "scale=smoke", f"runtime.output_root={tmp_path}"]])
+    job.path.mkdir(parents=True)
+    (job.path / "config.yaml").write_text(yaml.safe_dump(job.cfg.model_dump()))
+    (job.path / "result.json").write_text('{"status": "finished", "test/accuracy": null}')
+    assert (job.finished, job.score) == (True, "")
 
 
 def test_an_experiment_names_the_differences_of_the_released_code(train):

@@ -10,6 +10,7 @@ from conftest import config, metrics, model_of, newest, prepared
 
 from attnlab.data.symbols import UNSCORED
 from attnlab.errors import BadInput
+from attnlab.functional import perplexity
 from attnlab.run import build, run
 from attnlab.training.diagnostics import dead_scorers, warn_if_dead
 from attnlab.training.evaluate import evaluate
@@ -152,6 +153,12 @@ def test_perplexity_against_a_loop_over_tokens(cache):
     assert found["test/perplexity_overlap"] == pytest.approx(math.exp(mean), rel=1e-5)
     words = data.words["test"]
     assert found["test/word_perplexity"] == pytest.approx(math.exp(total / words), rel=1e-5)
+
+
+def test_the_perplexity_of_a_loss_that_is_no_number_is_none():
+    """Else it would be evidence: a very large number, but one."""
+    assert perplexity(math.inf) == math.inf and math.isnan(perplexity(math.nan))
+    assert math.isfinite(perplexity(1e6))
 
 
 def test_dead_scorer_is_seen_and_explained(cache, caplog):

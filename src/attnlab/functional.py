@@ -1,10 +1,11 @@
-"""Functions that mechanisms and kernels share: masks, the softmax over visible keys, precision,
-activations.
+"""Functions that mechanisms, kernels and data share: masks, the softmax over visible keys,
+precision, activations, perplexity.
 
 Shapes: N queries, M keys.
 """
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import torch
@@ -105,3 +106,8 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     if _has_autocast(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), up to what a float can be; of a loss that is not finite that loss."""
+    return math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss

@@ -35,7 +35,7 @@ def main(*arms: str) -> None:
 
 def configuration(arm: str) -> Config:
     """The configuration of a run folder, or of overrides."""
-    if "=" not in arm:
+    if "=" not in arm or Path(arm).is_dir():
         return load(Path(arm))
     from attnlab.sweeps.jobs import compose_jobs
 

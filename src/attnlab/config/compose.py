@@ -1,5 +1,6 @@
 """From overrides, or from a run folder, to a configuration."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -19,14 +20,16 @@ CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]
 CONFIGS = (CHECKOUT or PACKAGE) / "configs"
 
 
-def compose_config(overrides: list[str], hydra: bool = False) -> DictConfig:
+def compose_config(
+    overrides: list[str], hydra: bool = False, configs: Path = CONFIGS
+) -> DictConfig:
     """The configuration that Hydra composes; with `hydra`, including its own settings."""
-    return _compose(tuple(overrides), hydra)
+    return _compose(tuple(overrides), hydra, configs)
 
 
 @functools.lru_cache(maxsize=512)  # of 0.1 to 0.2 s and 0.3 MB: a sweep asks twice for each job
-def _compose(overrides: tuple[str, ...], hydra: bool) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+def _compose(overrides: tuple[str, ...], hydra: bool, configs: Path) -> DictConfig:
+    with initialize_config_dir(str(configs), version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=hydra)
 
 
@@ -45,6 +48,17 @@ def sections(composed, names: list[str]) -> dict:
     ours = OmegaConf.masked_copy(composed, [n for n in (*names, "switches") if n in composed])
     resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     return {name: resolved[name] for name in names if name in resolved}
+
+
+def completed(stored: DictConfig) -> dict:
+    """`plain` of a configuration that an earlier version wrote or composed: keys that were added
+    later have the value that describes it.
+    """
+    stored = copy.deepcopy(stored)
+    for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():
+        if OmegaConf.select(stored, key) is None:
+            OmegaConf.update(stored, key, before, force_add=True)
+    return plain(stored)
 
 
 def run_path(cfg: Config, chosen: str) -> Path:
@@ -71,11 +85,8 @@ def load(folder: Path, name: str = "run") -> Config:
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: {why}") from None
     if not OmegaConf.is_dict(stored):
         raise BadInput(f"{name}={folder}: its config.yaml cannot be read: it holds no mapping")
-    for key, before in added_keys(functools.partial(OmegaConf.select, stored)).items():
-        if OmegaConf.select(stored, key) is None:
-            OmegaConf.update(stored, key, before)
     try:
-        return validate(plain(stored))
+        return validate(completed(stored))
     except (BadInput, OmegaConfBaseException) as error:
         lines = (f"{name}={folder}: its config.yaml: {line}" for line in str(error).splitlines())
         raise BadInput("\n".join(lines)) from None

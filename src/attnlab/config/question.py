@@ -25,7 +25,8 @@ class Question(Section):
     """What is asked, and what will decide it.
 
     arms: names of models. controls: those of them that every other arm is compared with, the first
-    one first. settings: overrides in one line each; the first names a value for every key that the
+    one first. data: names of data sets, if it is asked of each of them and not of the experiment's
+    own alone. settings: overrides in one line each; the first names a value for every key that the
     others change. seeds: only these count as registered. tuning_seeds: chose something, a learning
     rate for example, and are never evidence. learning_rate: one for all arms, or what trials
     (tune=lr) chose for each. smallest_effect: percent of perplexity, points of
@@ -36,6 +37,7 @@ class Question(Section):
     text: Annotated[str, Field(min_length=1)]
     arms: Annotated[list[Name], Field(min_length=2)]
     controls: Annotated[list[Name], Field(min_length=1)]
+    data: list[Name] = Field(default_factory=list)
     settings: list[str] = Field(default_factory=list)
     seeds: Annotated[list[Seed], Field(min_length=2)]
     tuning_seeds: list[Seed]
@@ -74,7 +76,10 @@ def _contradictions(question: Question) -> Iterator[str]:
         yield f"question.controls={unknown}: must be among question.arms={question.arms}"
     elif not question.treated:
         yield f"question.controls={question.controls}: must leave an arm to compare with them"
-    for key in ("arms", "controls", "settings", "seeds"):
+    known = sorted(file.stem for file in (CONFIGS / "data").glob("*.yaml"))
+    if unknown := [name for name in question.data if name not in known]:
+        yield f"question.data={unknown}: must be among {', '.join(known)}"
+    for key in ("arms", "controls", "data", "settings", "seeds"):
         listed = getattr(question, key)
         if len(set(listed)) < len(listed):
             yield f"question.{key}={listed}: must name each one once"

@@ -27,6 +27,7 @@ from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.splits import HOLD_OUT, STRETCHES, cut
 from attnlab.data.tokenizer import choose_tokenizer, marked, vocabulary
 from attnlab.errors import BadInput
+from attnlab.functional import perplexity
 
 # What is in memory at a time, however large the text is: rows that are read, characters that are
 # tokenised (but at least one row of each), tokens that are counted.
@@ -103,9 +104,9 @@ class TextData:
         total, count, means, windows = totals.tolist()
         return {
             "loss": total / count,
-            "perplexity": _exp(total / count),
-            "word_perplexity": _exp(total / self.words[split]),
-            "perplexity_overlap": _exp(means / windows),
+            "perplexity": perplexity(total / count),
+            "word_perplexity": perplexity(total / self.words[split]),
+            "perplexity_overlap": perplexity(means / windows),
         }
 
     def baselines(self, split: str) -> dict[str, float]:
@@ -115,10 +116,6 @@ class TextData:
             counts += np.bincount(train[start : start + COUNT_TOKENS], minlength=self.vocab)
         losses = -np.log(counts / counts.sum())[self.tokens[split][1:]]
         return {"unigram_perplexity": math.exp(float(losses.mean()))}
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # beyond this a float overflows
 
 
 @dataclass

@@ -26,6 +26,7 @@ from attnlab.data.hub import SPLITS, Rows
 from attnlab.data.pairs import PAD, Pairs, padded
 from attnlab.data.symbols import UNSCORED
 from attnlab.errors import BadInput
+from attnlab.functional import perplexity
 from attnlab.runtime.seeding import derive_seed
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class TranslationData:
         before it, without label smoothing. perplexity: exp(loss).
         """
         total, count = totals.tolist()
-        return {"loss": total / count, "perplexity": math.exp(min(total / count, 700.0))}
+        return {"loss": total / count, "perplexity": perplexity(total / count)}
 
     def baselines(self, split: str) -> dict[str, float]:
         """Perplexity of the training targets' token frequencies (add one)."""

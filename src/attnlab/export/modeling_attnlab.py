@@ -4,6 +4,7 @@
 and executes and unpickles nothing.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -60,6 +61,8 @@ class AttnlabModel(PreTrainedModel):
         if config is None:
             config = cls.config_class.from_pretrained(name, **download)
         dtype = dtype or torch_dtype
+        if isinstance(dtype, str) and dtype != "auto":
+            dtype = getattr(torch, dtype)
         config.dtype = torch.float32 if dtype in (None, "auto") else dtype
         return cls(config, transformer).to(config.dtype).eval()
 
@@ -70,7 +73,10 @@ class AttnlabModel(PreTrainedModel):
         return super().load_state_dict(named, *arguments, **options)
 
     def save_pretrained(self, save_directory, **options) -> None:
-        """See transformers; `attnlab.load` reads the folder as it reads an exported one."""
+        """See transformers; `attnlab.load` reads the folder as it reads an exported one, whose
+        weights are one file whatever their size.
+        """
+        options["max_shard_size"] = sys.maxsize
         options["state_dict"] = self.transformer.state_dict()
         super().save_pretrained(save_directory, **options)
         code = Path(save_directory, Path(__file__).name)

@@ -75,22 +75,13 @@ def neural_attention(
     if bias is not None:
         check_bias(bias, (*q.shape[:3], k.shape[2]))
     if backend != "eager":
-        reason = score_network.unfusable
-        activation = score_network.activation
-        if not reason and activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            reason = f"activation {activation}: fused kernels have {known}"
-        if not reason and _transformed():
-            reason = "torch.func transforms: fused kernels have a backward only"
-        if not reason and bias is not None:
-            reason = "fused kernels take no bias of positions (arch.positions=alibi)"
-        if not reason and mask is not None and padding is None:
-            reason = "a mask that differs between queries: fused kernels take key padding"
+        reason = _unfusable(score_network, mask, padding, bias)
         if not reason:
             arguments = score_network.tables(q, k, scale, project)
             if padding is not None:
                 blind = blind_queries(padding, q.shape[2], causal)
                 arguments = with_padding(arguments, padding, blind)
+            activation = score_network.activation
             backend, reason = _choose(backend, arguments, v, activation)
         if not reason:
             out, _ = fused_attention(*arguments, v, activation, causal, backend)
@@ -102,6 +93,26 @@ def neural_attention(
     with without_autocast(q):  # as precise as the kernels
         weights = masked_softmax(score_network(q, k, project) * scale, visible, bias)
         return weights.to(v.dtype) @ v
+
+
+def _unfusable(
+    score_network: Scorer, mask: Tensor | None, padding: Tensor | None, bias: Tensor | None
+) -> str | None:
+    """Why no fused kernel serves this call, in one line, or None. padding: of the mask, where it
+    is the same for all queries.
+    """
+    if reason := score_network.unfusable:
+        return reason
+    if score_network.activation not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        return f"activation {score_network.activation}: fused kernels have {known}"
+    if _transformed():
+        return "torch.func transforms: fused kernels have a backward only"
+    if bias is not None:
+        return "fused kernels take no bias of positions (arch.positions=alibi)"
+    if mask is not None and padding is None:
+        return "a mask that differs between queries: fused kernels take key padding"
+    return None
 
 
 def _choose(backend: str, arguments: tuple, v: Tensor, activation: str) -> tuple[str, str | None]:

@@ -5,6 +5,8 @@ only thing that differs between the arms of a comparison; with one seed, all oth
 start at the same values in all arms.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,7 @@ class Transformer(nn.Module):
         self.vision = arch.body == "vit"
         if self.vision:
             self.patch = arch.patch_size
+            self.side = self.patch * math.isqrt(tokens - 1)
             self.embedding = nn.Linear(inputs, arch.width)
             self.cls = ClassToken(arch.width)
         else:
@@ -74,8 +77,14 @@ class Transformer(nn.Module):
         return self.head(self.norm(x[:, 0] if self.vision else x))
 
     def patches(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, (S / patch)^2, 3 patch^2), rows of patches from top left."""
-        p = self.patch
+        """(B, 3, S, S) -> (B, (S / patch)^2, 3 patch^2), rows of patches from top left. Errors:
+        `ValueError` for images of another size, whose patches would get wrong positions.
+        """
+        p, shape = self.patch, (3, self.side, self.side)
+        if images.shape[1:] != shape:
+            raise ValueError(
+                f"images must be (B, {', '.join(map(str, shape))}); got {tuple(images.shape)}"
+            )
         cut = images.unfold(2, p, p).unfold(3, p, p)  # (B, 3, rows, columns, p, p)
         return cut.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
 

@@ -2,13 +2,13 @@
 
 from attnlab.config.measures import quantity
 from attnlab.report import statistics
-from attnlab.report.compare import Comparison, fingerprints
+from attnlab.report.compare import Arm, Comparison, fingerprints, samples_tested
 from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
-from attnlab.report.notes import DIFFERENT
 from attnlab.report.questions import Answer
 from attnlab.report.rules import conclusion
 from attnlab.report.run_notes import (
+    DIFFERENT,
     code_changes,
     differences,
     failures,
@@ -166,16 +166,18 @@ def planning(answer: Answer) -> list[str]:
     spread = [effect for effect in of_arms if effect.sd is not None]
     if not spread:
         return []
-    widest = max(spread, key=lambda effect: effect.error(effect.n))
+    widest = max(spread, key=lambda effect: effect.sd)
     smallest = answer.question.smallest_effect
-    n = statistics.planned_seeds(widest.sd, smallest, widest.level, widest.floor)
+    samples = samples_tested(answer.runs)
+    floor = statistics.sampling_error(0, samples) if samples else 0.0  # of equal arms
+    n = statistics.planned_seeds(widest.sd, smallest, widest.level, floor)
     need = f"{n:,} seeds are" if n else f"more than {statistics.MAX_SEEDS:,} seeds would be"
     sd = quantity(widest.sd, widest.unit, ".2g")
     few = n is None and statistics.planned_seeds(widest.sd, smallest, widest.level)
-    samples = ", and with so few test samples" if few else ""
+    bound = ", and with so few test samples" if few else ""
     return [
         f"Paired effects spread by up to {sd} (standard deviation over {widest.n} seeds). At "
-        f"that spread{samples}, {need} needed to call equal arms equivalent within "
+        f"that spread{bound}, {need} needed to call equal arms equivalent within "
         f"{quantity(smallest, widest.unit)} with a probability of 90 %."
     ]
 
@@ -196,16 +198,23 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
     the one at the question's level, and no second one is given.
     """
     covered: dict[str, str] = {}
+    base = comparison.baseline
     for answer in (answer for answer in found if not answer.deviations):
-        counted = {run.folder for run in answer.runs}
-        base = comparison.baseline
         if base is None or base.own["model.name"] not in answer.question.controls:
+            continue
+        if answer.question.measure is not comparison.measure or not _counts(answer, base):
             continue
         for arm in comparison.judged:
             treated = arm.own["model.name"] in answer.question.treated
             published = reference(arm.config)
             if published and published.exact:  # the comparison judges it against that
                 continue
-            if treated and counted & {run.folder for run in arm.runs}:
+            if treated and _counts(answer, arm):
                 covered[arm.label] = answer.experiment
     return covered
+
+
+def _counts(answer: Answer, arm: Arm) -> bool:
+    """Whether runs of the arm count in the answer."""
+    counted = {run.folder for run in answer.runs}
+    return any(run.folder in counted for run in arm.counted.values())

@@ -14,9 +14,9 @@ from typing import Any
 import yaml
 
 from attnlab.config.measures import OF_KIND, Measure
-from attnlab.config.schema import READS, added_keys
+from attnlab.config.schema import PLACE, READS, added_keys
 from attnlab.errors import BadInput
-from attnlab.report import archive
+from attnlab.report import archive, published
 from attnlab.runs.files import flatten
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
@@ -102,7 +102,23 @@ def collect(root: Path) -> list[Run]:
         raise BadInput(
             f"runs={root}: no run folder there (none has a config.yaml), nor a {archive.NAME}"
         )
-    return sorted(runs, key=lambda run: run.folder)
+    found = sorted(runs, key=lambda run: run.folder)
+    _name_copies_alike(found)
+    return found
+
+
+def _name_copies_alike(runs: list[Run]) -> None:
+    """One data.path for all local copies of a data set with the same content, so that runs on
+    several machines, and their lines in a file of runs, are of one comparison. Data from the hub
+    keeps its own: only that is compared with published numbers.
+    """
+    hub = {experiment.data[PLACE] for experiment in published.EXPERIMENTS.values()}
+    first: dict[tuple[str, str], str] = {}
+    for run in runs:
+        content, place = run.result.get("data_fingerprint"), run.config.get(PLACE)
+        if content and place and place not in hub:
+            key = run.config["data.name"], str(content)
+            run.config[PLACE] = first.setdefault(key, place)
 
 
 def _found(root: Path) -> tuple[list[Path], list[Path]]:
@@ -164,7 +180,7 @@ def _archived(file: Path) -> list[Run]:
 def _fill(run: Run, config, env, result, rows: list[dict], last: int | None, failed: str) -> None:
     """Put in what was read. Errors: ValueError for what a report cannot read."""
     run.config = _checked(config)
-    run.env = env
+    run.env = _environments(env)
     run.result = _numbers(result, "result.json")
     run.status = run.result.get("status", "unfinished")
     if run.status not in STATUSES:
@@ -233,6 +249,14 @@ def _checked(content: Any) -> dict[str, Any]:
         if not fits or isinstance(value, bool) or (key in SIZES and value < 1):
             raise ValueError(f"config.yaml is not the configuration of a run: {key}={value!r}")
     return config
+
+
+def _environments(env: Any) -> dict[str, Any]:
+    """A run's env.json. Errors: ValueError if it is none."""
+    before = env.get("before", []) if isinstance(env, dict) else None
+    if not isinstance(before, list) or not all(isinstance(start, dict) for start in before):
+        raise ValueError("env.json: not the environment of a run")
+    return env
 
 
 def _numbers(values: dict[str, Any], where: str) -> dict[str, Any]:

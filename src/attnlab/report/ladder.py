@@ -6,7 +6,9 @@ from typing import Any
 
 from attnlab.config.symbols import LEVELS, suffix
 from attnlab.report import naming
+from attnlab.report.collect import Run
 from attnlab.report.compare import Arm, Comparison, shared
+from attnlab.report.run_notes import failures
 from attnlab.report.tables import DASH, Table
 
 SOLVED = 0.999  # accuracy, of every seed
@@ -19,7 +21,8 @@ Level = tuple[int, int]
 @dataclass
 class Ladder:
     """task: data.name. trained: the levels of training where data.test_ladder tests others, else
-    None. accuracy: arm -> level -> test accuracies, one a seed. trivial: level ->
+    None. accuracy: arm -> level -> test accuracies, one a seed. failed: arm ->
+    level -> runs that ended without a result. trivial: level ->
     accuracy by chance and of repeating the last symbol.
     """
 
@@ -28,6 +31,7 @@ class Ladder:
     task: str
     trained: list[Level] | None
     accuracy: dict[str, dict[Level, list[float]]] = field(default_factory=dict)
+    failed: dict[str, dict[Level, list[Run]]] = field(default_factory=dict)
     trivial: dict[Level, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -46,14 +50,14 @@ class Ladder:
         return [_name(self.keys, level) for level in self.levels]
 
     def lowest(self, arm: str, level: Level) -> float | None:
-        """Accuracy of an arm's lowest seed, in percent; None without a run."""
+        """Accuracy of an arm's lowest seed, in percent; None without a run, or if one failed."""
         found = self.accuracy[arm].get(level)
-        return 100 * min(found) if found else None
+        return 100 * min(found) if found and not self.failed[arm].get(level) else None
 
     def solved(self, arm: str, level: Level) -> bool:
         """Whether every seed solves it, and there is one."""
-        found = self.accuracy[arm].get(level, [])
-        return bool(found) and min(found) >= SOLVED
+        lowest = self.lowest(arm, level)
+        return lowest is not None and lowest >= 100 * SOLVED
 
     def reached(self, arm: str, first: int) -> int | None:
         """The highest second number up to which the arm solves every level with this first one;
@@ -79,7 +83,8 @@ def ladders(comparisons: list[Comparison]) -> list[Ladder]:
             groups.setdefault(naming.frozen(_beside_level(comparison)), []).append(comparison)
     titles = naming.titles([_beside_level(group[0]) for group in groups.values()])
     slugs = [f"ladder_{number}" for number in range(1, len(titles) + 1)]
-    return [_ladder(*parts) for parts in zip(titles, slugs, groups.values(), strict=True)]
+    found = [_ladder(*parts) for parts in zip(titles, slugs, groups.values(), strict=True)]
+    return [ladder for ladder in found if ladder.levels]
 
 
 def _beside_level(comparison: Comparison) -> dict[str, Any]:
@@ -104,9 +109,13 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
                 members.append(arm)
     for label, members in arms.items():
         levels = ladder.accuracy[label] = {}
+        failed = ladder.failed[label] = {}
+        for run in (run for arm in members for run in arm.failed):
+            for level in _tested(run.config):
+                failed.setdefault(level, []).append(run)
         for run in (run for arm in members for run in arm.counted.values()):
-            tasks = run.config["data.test_ladder"] or _trained(run.config)
-            for level in map(tuple, tasks):
+            tasks = _tested(run.config)
+            for level in tasks:
                 end = suffix(ladder.keys, level) if len(tasks) > 1 else ""
                 keys = [f"test/{kind}{end}" for kind in ACCURACIES]
                 if not run.result.keys() >= set(keys):
@@ -115,6 +124,10 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
                 levels.setdefault(level, []).append(found)
                 ladder.trivial[level] = tuple(trivial)
     return ladder
+
+
+def _tested(config: dict[str, Any]) -> list[Level]:
+    return [tuple(level) for level in config["data.test_ladder"] or _trained(config)]
 
 
 def _trained(config: dict[str, Any]) -> list[Level]:
@@ -140,12 +153,13 @@ def table(ladder: Ladder) -> Table:
 
 
 def _cell(ladder: Ladder, arm: str, level: Level) -> str:
-    found = ladder.accuracy[arm].get(level)
+    found, failed = ladder.accuracy[arm].get(level), len(ladder.failed[arm].get(level, []))
+    more = f"; {failed} failed" * bool(failed)
     if not found:
-        return DASH
+        return f"{failed} failed" if failed else DASH
     if len(found) == 1:
-        return f"{_percent(found[0])} (single)"
-    lowest = f" (lowest of {len(found)}: {_percent(min(found))})"
+        return f"{_percent(found[0])} (single{more})"
+    lowest = f" (lowest of {len(found)}: {_percent(min(found))}{more})"
     return _percent(fmean(found)) + ("" if ladder.solved(arm, level) else lowest)
 
 
@@ -170,4 +184,10 @@ def note(ladder: Ladder) -> str:
             " There are n^tau different sequences, so at low levels test sequences occur in "
             "training too."
         )
-    return said
+    failed = {
+        run.folder: run
+        for levels in ladder.failed.values()
+        for runs in levels.values()
+        for run in runs
+    }
+    return " ".join([said, *failures(list(failed.values()))])

@@ -7,7 +7,14 @@ from attnlab.config.measures import PERPLEXITY
 from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
-from attnlab.report.run_notes import code_changes, differences, failures, repeats, selection
+from attnlab.report.run_notes import (
+    DIFFERENT,
+    code_changes,
+    differences,
+    failures,
+    repeats,
+    selection,
+)
 from attnlab.report.statistics import MAX_SEEDS
 from attnlab.report.tables import DIRTY, commit, judge
 
@@ -34,7 +41,6 @@ DEPTH = (
     "norms both are those of the logarithm."
 )
 OPEN = ("undecided", "no difference shown")
-DIFFERENT = "the runs used different data, so their numbers are not comparable"
 
 
 def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -178,7 +184,7 @@ def _tokens(comparison: Comparison) -> Iterable[str]:
 def _trends(comparison: Comparison) -> Iterable[str]:
     """Orders of arms that the paper states, on the published data or a stand-in for it."""
     name = source(comparison.config)
-    for trend in published.TRENDS:
+    for trend in published.TRENDS if len(comparison.fingerprints) == 1 else ():
         if trend.data != name or comparison.ablation:
             continue
         holds = trend.holds(_means(comparison, trend))

@@ -8,12 +8,13 @@ is called so.
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.errors import HydraException
 
-from attnlab.config.compose import CONFIGS, compose_config, plain
+from attnlab.config.compose import CONFIGS, completed, compose_config
 from attnlab.config.messages import validate
 from attnlab.config.question import Question, questions
 from attnlab.config.schema import can_change_result
@@ -23,7 +24,7 @@ from attnlab.report.collect import Run
 from attnlab.report.compare import shared
 from attnlab.report.contrasts import Contrast, contrasts
 from attnlab.report.naming import arm_changes, typed
-from attnlab.report.registration import Registration, registration
+from attnlab.report.registration import Registration, configs_at, registration
 from attnlab.report.statistics import Effect
 from attnlab.report.tuning import RATE, Tuning
 from attnlab.runs.files import flatten
@@ -101,6 +102,9 @@ def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]
                 if naming.frozen(_place(members[0].config, question, True)) not in tuned
             }
         for place, members in places.items():
+            arms = {run.config["model.name"] for run in members}
+            if not (arms & set(question.treated) and arms & set(question.controls)):
+                continue
             answer = _answer(experiment, question, members, _chosen(question, members, tunings))
             key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
             known = found.get(key)
@@ -191,7 +195,11 @@ def _answer(
         registration=asked,
         place=place,
         deviations=[
-            *_deviations(experiment, question, place),
+            *dict.fromkeys(
+                said
+                for configs in sorted({configs_at(_commit(run)) for run in counted} or {CONFIGS})
+                for said in _deviations(experiment, question, place, configs)
+            ),
             *_untuned(question, tunings),
             *_too_early(asked, counted),
         ],
@@ -228,21 +236,33 @@ def _setting_name(question: Question, values: dict[str, Any]) -> str:
     return " ".join(f"{key}={typed(value)}" for key, value in (changed or values).items())
 
 
-def _deviations(experiment: str, question: Question, place: dict[str, Any]) -> Iterator[str]:
-    """Where a place is not what its experiment is at this scale. Scale and protocol are stated
-    with every answer and are free.
+def _commit(run: Run) -> str:
+    """That of its first start."""
+    return str(run.starts[0].get("git_commit"))
+
+
+def _deviations(
+    experiment: str, question: Question, place: dict[str, Any], configs: Path
+) -> Iterator[str]:
+    """Where a place is not what its experiment was at this scale, by the configurations at the
+    runs' commit. Scale and protocol are stated with every answer and are free.
     """
+    if not (configs / "experiment" / f"{experiment}.yaml").is_file():
+        configs = CONFIGS  # the runs are older than the experiment, which is said elsewhere
     here = (f"scale={place['scale']}", f"protocol={place['protocol']}")
     name = place["data.name"]
     generic = name in ("text", "images")  # a folder may be called so
     shipped = not generic and (CONFIGS / "data" / f"{name}.yaml").is_file()
     choice = (f"data={name}",) if shipped else ANY[place["data.kind"]]
     try:
-        data = _composed(experiment, *here)["data.name"]
-        if name != data:
-            yield f"data={name} instead of {data}"
-        composed = _composed(experiment, *here, *choice)
+        data = _composed(experiment, *here, configs=configs)["data.name"]
+        if name not in (data, *question.data):
+            yield f"data={name} instead of {' or '.join(question.data) or data}"
+        composed = _composed(experiment, *here, *choice, configs=configs)
     except (BadInput, HydraException):  # it sets keys that this data does not have or allow
+        if configs != CONFIGS:  # or the schema has changed since
+            yield from _deviations(experiment, question, place, CONFIGS)
+            return
         yield f"experiment={experiment} cannot have {' '.join((*here, *choice))}"
         return
     expected = _place(composed, question, at_own_rates=RATE not in place)
@@ -257,10 +277,10 @@ def _deviations(experiment: str, question: Question, place: dict[str, Any]) -> I
 
 
 @functools.cache
-def _composed(experiment: str, *overrides: str) -> dict[str, Any]:
+def _composed(experiment: str, *overrides: str, configs: Path = CONFIGS) -> dict[str, Any]:
     """The configuration of an experiment's run, with dotted keys."""
-    composed = compose_config([f"experiment={experiment}", *overrides])
-    return flatten(validate(plain(composed)).model_dump())
+    composed = compose_config([f"experiment={experiment}", *overrides], configs=configs)
+    return flatten(validate(completed(composed)).model_dump())
 
 
 def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:

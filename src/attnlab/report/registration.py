@@ -1,9 +1,15 @@
-"""When a question was registered, by git: its last change, and which runs are older than that."""
+"""When a question was registered, by git: its last change, which runs are older than that, and
+what its experiment was at a run's commit.
+"""
 
 import functools
 import re
+import tarfile
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
+from attnlab.config.compose import CONFIGS
 from attnlab.config.question import Question, question_in
 from attnlab.errors import BadInput
 from attnlab.runs.environment import git
@@ -23,9 +29,13 @@ class Registration:
         """Whether the question was there at a run's commit; None if that cannot be said."""
         if self.pending:
             return False
-        if self.commit is None or not re.fullmatch(r"[0-9a-f]{7,64}", commit):
+        if self.commit is None or not _is_commit(commit):
             return None
         return _is_ancestor(self.commit, commit)
+
+
+def _is_commit(name: str) -> bool:
+    return bool(re.fullmatch(r"[0-9a-f]{7,64}", name))
 
 
 @functools.cache
@@ -59,3 +69,21 @@ def _question_at(commit: str, file: str) -> Question | None:
         return question_in(git("show", f"{commit}:{file}") or "{}")
     except BadInput:
         return None
+
+
+@functools.cache
+def configs_at(commit: str) -> Path:
+    """The folder of configurations as a commit has it, which is there until this process ends;
+    today's if git does not know the commit.
+    """
+    tar = Path(_scratch().name, f"{commit}.tar")
+    if not _is_commit(commit) or git("archive", "-o", str(tar), commit, "configs") is None:
+        return CONFIGS
+    with tarfile.open(tar) as packed:
+        packed.extractall(tar.with_suffix(""), filter="data")
+    return tar.with_suffix("") / "configs"
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="attnlab-configs-")

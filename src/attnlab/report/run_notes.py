@@ -7,6 +7,7 @@ from attnlab.config.schema import PER_ARM
 from attnlab.report.collect import Run
 
 MOST_LISTED = 8
+DIFFERENT = "the runs used different data, so their numbers are not comparable"
 
 
 def selection(config: dict[str, Any]) -> Iterable[str]:

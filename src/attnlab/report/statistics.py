@@ -10,7 +10,8 @@ therefore a floor under the standard error. Where none is known, a spread of 0 d
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean, stdev  # exact: equal values have a spread of exactly 0
@@ -209,23 +210,37 @@ def planned_seeds(sd: float, smallest: float, level: float, floor: float = 0.0) 
 
     A pilot of few seeds knows its spread only roughly.
     """
-    return next(
-        (n for n in range(2, MAX_SEEDS + 1) if _power(n, sd, smallest, level, floor) >= POWER),
-        None,
-    )
+    return _fewest(lambda n: 2 * _room(n, sd, smallest, level, floor) - 1, 2)
 
 
-def _power(n: int, sd: float, smallest: float, level: float, floor: float) -> float:
-    """Of the two one-sided tests between equal arms (Phillips 1990): the mean over the spreads
-    that n seeds may show of how probable it is that the whole interval is within `smallest`.
+def seeds_to_decide(effect: Effect, margin: float) -> int | None:
+    """How many seeds, more than there are, let the interval end before a bound with a probability
+    of 90 %, if the mean stays at this distance from the bound and the spread as it is. None if
+    more than 1000 would be needed.
+    """
+    e = effect
+    return _fewest(lambda n: _room(n, e.sd, margin, e.level, e.floor), e.n + 1)
+
+
+def _fewest(power: Callable[[int], np.ndarray], start: int) -> int | None:
+    """The first number of seeds whose power is enough; power: one for each of the spreads that
+    they may show (`_room`), rising with their number.
+    """
+    listed = range(start, MAX_SEEDS + 1)
+    at = bisect_left(listed, POWER, key=lambda n: float(np.maximum(0, power(n)).mean()))
+    return listed[at] if at < len(listed) else None
+
+
+def _room(n: int, sd: float, margin: float, level: float, floor: float) -> np.ndarray:
+    """For each of the spreads that n seeds may show, equally likely ones: how probable it is that
+    an interval around a mean at this distance from a bound does not reach it (Phillips 1990).
     """
     shares = (np.arange(SPREADS) + 0.5) / SPREADS
     seen = sd * np.sqrt(stats.chi2.ppf(shares, n - 1) / (n - 1))
     error, true = (np.maximum(s / math.sqrt(n), floor) for s in (seen, sd))
     if true == 0:
-        return 1.0
-    room = (smallest - quantile(n, level) * error) / true
-    return float(np.maximum(0, 2 * stats.norm.cdf(room) - 1).mean())
+        return np.ones(SPREADS)
+    return stats.norm.cdf((margin - quantile(n, level) * error) / true)
 
 
 @cache

@@ -7,14 +7,23 @@ Trials choose a rate and do nothing else: a run with a seed of theirs is in no e
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, median_high
+from statistics import fmean, median_low
 from typing import Any
 
 from attnlab.config.measures import PERPLEXITY, Measure
 from attnlab.report import naming, statistics
 from attnlab.report.collect import Run
-from attnlab.report.compare import Arm, arms_of, baseline_of, same_data, samples_tested, shared
+from attnlab.report.compare import (
+    Arm,
+    arms_of,
+    baseline_of,
+    fingerprints,
+    same_data,
+    samples_tested,
+    shared,
+)
 from attnlab.report.curves import MOST_ARMS, Curve, Curves, style
+from attnlab.report.run_notes import DIFFERENT, code_changes, failures, repeats
 from attnlab.report.statistics import Effect
 from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.sweeps.tuning import Choice, choose
@@ -26,14 +35,18 @@ Values = dict[int, float]  # seed -> test metric
 @dataclass
 class Tuned:
     """One arm. response: rate -> validation metric of its trials. own: the rate that they choose.
-    fresh: rate -> test metric, of the seeds that are not for tuning. own is None until every trial
+    fresh: rate -> the runs with seeds that are not for tuning. own is None until every trial
     is finished, and while most arms have been tried at more rates.
     """
 
     arm: Arm
     response: dict[float, Values]
     own: Choice | None
-    fresh: dict[float, Values]
+    fresh: dict[float, Arm]
+
+    def at(self, rate: float | None) -> Values:
+        """Test metric of the fresh seeds at a rate."""
+        return self.fresh[rate].values if rate in self.fresh else {}
 
 
 @dataclass
@@ -68,10 +81,8 @@ class Tuning:
         return [
             run
             for tuned in self.arms
-            for run in tuned.arm.runs
-            if tuned.own
-            and run.config[RATE] == tuned.own.rate
-            and run.config["seed"] not in self.seeds
+            if tuned.own and tuned.own.rate in tuned.fresh
+            for run in tuned.fresh[tuned.own.rate].runs
         ]
 
 
@@ -113,13 +124,13 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
     groups = arms_of(group)
     # arms may have other rates, but not fewer than most: a sweep that was stopped has tried an arm
     # at some, while a single trial more of one arm leaves the others as they were
-    rates = median_high([len(tried) for arm in groups if (tried := _tried(arm))])
+    rates = max(2, median_low([len(tried) for arm in groups if (tried := _tried(arm))]))
     arms = [_tuned(arm, seeds, rates, measure) for arm in groups]
     common = _common(arms)
     fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
-        "common": {t.arm.label: t.fresh.get(common, {}) for t in arms},
-        "own": {t.arm.label: t.fresh.get(t.own.rate, {}) if t.own else {} for t in arms},
+        "common": {t.arm.label: t.at(common) for t in arms},
+        "own": {t.arm.label: t.at(t.own.rate) if t.own else {} for t in arms},
     }
     baseline = baseline_of(groups)
 
@@ -137,7 +148,8 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
 
 def _shared_rates(arms: list[Tuned]) -> set[float]:
     """The rates at which every arm that was run has runs."""
-    run = [set(tuned.fresh) for tuned in arms if tuned.fresh]
+    found = ({rate for rate in tuned.fresh if tuned.at(rate)} for tuned in arms)
+    run = [rates for rates in found if rates]
     return set.intersection(*run) if run else set()
 
 
@@ -146,7 +158,7 @@ def _common(arms: list[Tuned]) -> float | None:
     own = {tuned.own.rate for tuned in arms if tuned.own}
     run = [tuned for tuned in arms if tuned.fresh]
     rates = sorted(_shared_rates(arms))
-    counts = {rate: sum(len(tuned.fresh[rate]) for tuned in run) for rate in rates}
+    counts = {rate: sum(len(tuned.at(rate)) for tuned in run) for rate in rates}
     return max(counts, key=lambda rate: (counts[rate], rate not in own), default=None)
 
 
@@ -157,23 +169,22 @@ def _tried(arm: Arm) -> set[float]:
 def _tuned(arm: Arm, seeds: list[int], rates: int, measure: Measure) -> Tuned:
     """rates: how many there must be."""
     response: dict[float, Values] = {}
-    fresh: dict[float, Values] = {}
+    fresh: dict[float, list[Run]] = {}
     for run in arm.runs:
         rate, seed = run.config[RATE], run.config["seed"]
-        key = f"best/val/{measure.name}"
-        validated = run.result.get(key) if run.status == "finished" else None
-        if run.cause.startswith("NonFinite"):
-            validated = math.nan
-        if seed in seeds and validated is not None:
+        if seed not in seeds:
+            fresh.setdefault(rate, []).append(run)
+        elif run.status == "finished" or run.cause.startswith("NonFinite"):
+            validated = run.result.get(f"best/val/{measure.name}", math.nan)
             response.setdefault(rate, {}).setdefault(seed, validated)
-        elif seed not in seeds and run.value is not None:
-            fresh.setdefault(rate, {}).setdefault(seed, run.value)
     # a run that was there before the trials is taken for one of them, by the sweep as well
     there = {rate for rate, found in response.items() if len(found) == len(seeds)}
     tried = _tried(arm) | there
     values = {rate: list(response.get(rate, {}).values()) for rate in sorted(tried)}
     finished = tried == there and len(tried) >= rates
-    return Tuned(arm, response, choose(values, measure) if finished else None, fresh)
+    own = choose(values, measure) if finished else None
+    at = {rate: Arm(arm.label, arm.own, arm.ablation, runs) for rate, runs in fresh.items()}
+    return Tuned(arm, response, own, at)
 
 
 def table(tuning: Tuning) -> Table:
@@ -198,7 +209,7 @@ def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
     effects = [_effect(e.get(tuned.arm.label)) for e in (tuning.at_common, tuning.at_own)]
     if tuned.arm is baseline_of([t.arm for t in tuning.arms]):
         effects = ["baseline", "baseline"]
-    n = len(tuned.fresh.get(tuned.own.rate, {})) if tuned.own else 0
+    n = len(tuned.at(tuned.own.rate)) if tuned.own else 0
     return [tuned.arm.label, *responses, own, *effects, str(n)]
 
 
@@ -223,7 +234,15 @@ def notes(tuning: Tuning) -> list[str]:
         "own rate. No run with a tuning seed is in any effect. Intervals are simultaneous 95 % "
         "intervals within a column."
     ]
-    return [*said, *edges(tuning)]
+    rates = ({tuning.common, tuned.own and tuned.own.rate} for tuned in tuning.arms)
+    pairs = zip(tuning.arms, rates, strict=True)
+    shown = [tuned.fresh[rate] for tuned, at in pairs for rate in at & tuned.fresh.keys()]
+    said += failures([run for arm in shown for run in arm.failed])
+    said += repeats([run for arm in shown for run in arm.repeated])
+    counted = [run for arm in shown for run in arm.counted.values()]
+    if len(fingerprints(counted)) > 1:
+        said.append(f"WARNING: {DIFFERENT}.")
+    return [*said, *code_changes(counted), *edges(tuning)]
 
 
 def edges(tuning: Tuning, where: str = "") -> Iterable[str]:

@@ -3,10 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from scipy import stats
-
 from attnlab.config.measures import quantity
-from attnlab.report.statistics import MAX_SEEDS, POWER, Effect, equivalent
+from attnlab.report.statistics import Effect, equivalent, seeds_to_decide
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,8 @@ def verdict(effect: Effect, published: float | None, smallest: float | None = No
         word, clause, margin = _against_published(effect, published)
     else:
         word, clause, margin = _against_zero(effect)
-    return Verdict(word, f"{_measured(effect)} {clause}", _seeds_needed(effect, margin))
+    needed = None if margin is None else seeds_to_decide(effect, margin)
+    return Verdict(word, f"{_measured(effect)} {clause}", needed)
 
 
 # Each gives the word, the rest of the reason and, for an open verdict, the margin: the interval
@@ -96,12 +95,3 @@ def _mean(e: Effect) -> str:
 def _bound(e: Effect) -> bool:
     """Whether the test split, and not the seeds, makes the interval as wide as it is."""
     return e.floor > e.sd / math.sqrt(e.n)
-
-
-def _seeds_needed(e: Effect, margin: float | None) -> int | None:
-    if margin is None:
-        return None
-    more = range(e.n + 1, MAX_SEEDS + 1)
-    # with a half-width of the margin itself, the mean of so many seeds decides every second time
-    chance = stats.norm.ppf(POWER)
-    return next((n for n in more if e.half_width(n) + chance * e.error(n) < margin), None)

@@ -50,8 +50,8 @@ class Job:
     def score(self) -> str:
         """What its result is compared in, or nothing."""
         key = f"test/{OF_KIND[self.cfg.data.kind][0].name}"
-        result = RunFolder(self.path, self.cfg).result or {}
-        return f"{key} {result[key]:.5g}" if key in result else ""
+        value = (RunFolder(self.path, self.cfg).result or {}).get(key)
+        return "" if value is None else f"{key} {value:.5g}"
 
     @property
     def failure(self) -> tuple[int, str] | None:

@@ -127,5 +127,6 @@ def _validated(job: Job, measure: Measure) -> float | None:
     """A trial's best validation metric; nan if it diverged, None if it is not finished."""
     result = RunFolder(job.path, job.cfg).result
     if result is not None:
-        return result[f"best/val/{measure.name}"]
+        value = result[f"best/val/{measure.name}"]
+        return math.nan if value is None else value  # collected runs have null for nan
     return math.nan if diverged(job) else None
