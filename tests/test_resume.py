@@ -15,11 +15,11 @@ import torch
 from conftest import Halts, config, handles, metrics, newest, rows_written, same_run
 
 from attnlab.config.compose import load
-from attnlab.errors import BadInput, FolderInUse
+from attnlab.errors import BadInput, FolderInUse, Interrupted
 from attnlab.run import run
 from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
-from attnlab.training import checkpoint
+from attnlab.training import assess, checkpoint
 
 RUN = [
     "scale=smoke",
@@ -49,6 +49,38 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     assert code == 0 and "continuing run from step" in err
     assert train(*overrides, "hydra.run.dir=whole")[0] == 0
     assert same_run(tmp_path / "whole", folder)
+
+
+def test_a_signal_in_an_evaluation_saves_after_it(tmp_path, cache, monkeypatch):
+    words = ("scale=smoke", "trainer.eval_every=2", "logger=none", f"runtime.cache={cache}")
+    cfg, during = config(*words), []
+
+    def evaluate(*arguments):
+        if not during:
+            during.append(os.kill(os.getpid(), signal.SIGTERM))
+        return evaluated(*arguments)
+
+    evaluated = assess.evaluate
+    monkeypatch.setattr(assess, "evaluate", evaluate)
+    with pytest.raises(Interrupted) as stopped:
+        run(cfg, tmp_path / "run")
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert checkpoint.load(newest(tmp_path / "run"))["step"] == 2
+    assert "val/loss" in metrics(tmp_path / "run")[-1]
+
+
+def test_a_signal_while_data_is_prepared_ends_the_run_at_once(start, train, tmp_path):
+    """What it had prepared is not used."""
+    words = ("scale=smoke", "data.vocab_size=301")
+    halts = Halts(tmp_path, ("open w manifest.json", 1))
+    process = start(*words, **halts.env)
+    halts.wait(process)
+    process.send_signal(signal.SIGTERM)
+    halts.go_on(process)
+    process.communicate(timeout=900)
+    assert process.returncode == -signal.SIGTERM and not (tmp_path / "outputs").exists()
+    code, _, err = train(*words)
+    assert code == 0 and "preparing pydocs data" in err
 
 
 @pytest.mark.parametrize(
