@@ -3,46 +3,30 @@
 A run is a folder with a config.yaml, or a line of a `runs.jsonl` (`attnlab.report.archive`).
 """
 
-import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
 from typing import Any
 
-import yaml
-
 from attnlab.config.measures import OF_KIND, Measure
-from attnlab.config.schema import PLACE, READS, added_keys
+from attnlab.config.schema import PLACE
 from attnlab.errors import BadInput
 from attnlab.report import archive, published
-from attnlab.runs.files import flatten
+from attnlab.report.content import (
+    SHOWN,
+    configuration,
+    environments,
+    lines_of,
+    numbers,
+    read_object,
+    read_rows,
+    read_yaml,
+    row_of,
+)
 
 # Part of a run or of its mirror: no runs below these (W&B keeps a config.yaml of its own).
 INSIDE_A_RUN = {"checkpoints", "wandb", "tensorboard", "attention"}
-# What a report asks of every configuration, whatever version of the schema wrote it: the kind of
-# a value, or the values it may have.
-NAMES = ("scale", "protocol", "model.name", "model.mechanism", "data.name", "trainer.select_on")
-SIZES = ("arch.layers", "arch.heads", "arch.width", "trainer.batch_size")
-NEEDED: dict[str, type | UnionType | set[str]] = {
-    "seed": int,
-    "data.kind": set(OF_KIND),
-    "arch.body": set(READS),
-    **dict.fromkeys(NAMES, str),
-    **dict.fromkeys(SIZES, int),
-    **dict.fromkeys(("trainer.max_steps", "trainer.epochs"), int | None),
-    "trainer.lr": int | float,
-}
-# Keys of the metrics.jsonl rows that a report shows; the last is in every row with diagnostics.
-SHOWN = ('"val/', '"test/', "/dead_scorer", "/saturated", '"representation/')
-# Keys of result.json and metrics.jsonl that are numbers wherever they are anything.
-NUMBERS = re.compile(
-    r"((val|test|best|attention|representation|gradient)/.*|step|steps|params.*|test_samples"
-    r"|.*_per_s|.*_mib|step_ms_median)"
-)
 STATUSES = ("finished", "unfinished", "interrupted", "failed", "unreadable")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where it is built
 
 
 @dataclass
@@ -145,9 +129,9 @@ def read(folder: Path) -> Run:
     """One run; what is damaged makes it `unreadable` and stops nothing."""
     run = Run(folder, folder)
     try:
-        config = _yaml(folder / "config.yaml")
-        env, result = _object(folder / "env.json"), _object(folder / "result.json")
-        rows, last = _rows(folder / "metrics.jsonl")
+        config = read_yaml(folder / "config.yaml")
+        env, result = read_object(folder / "env.json"), read_object(folder / "result.json")
+        rows, last = read_rows(folder / "metrics.jsonl")
         file = folder / "failed.txt"
         failed = file.read_text(errors="replace") if file.is_file() else ""
         _fill(run, config, env, result, rows, last, failed)
@@ -179,13 +163,13 @@ def _archived(file: Path) -> list[Run]:
 
 def _fill(run: Run, config, env, result, rows: list[dict], last: int | None, failed: str) -> None:
     """Put in what was read. Errors: ValueError for what a report cannot read."""
-    run.config = _checked(config)
-    run.env = _environments(env)
-    run.result = _numbers(result, "result.json")
+    run.config = configuration(config)
+    run.env = environments(env)
+    run.result = numbers(result, "result.json")
     run.status = run.result.get("status", "unfinished")
     if run.status not in STATUSES:
         raise ValueError(f"result.json: status={run.status!r}: no such status")
-    run.rows = [_numbers(row, f"metrics.jsonl: step {row['step']}") for row in rows]
+    run.rows = [numbers(row, f"metrics.jsonl: step {row['step']}") for row in rows]
     if run.status != "finished":
         run.cause = _cause(run, last, failed)
     elif run.value is None:
@@ -219,89 +203,15 @@ def _record(run: Run) -> dict[str, Any]:
         found = archive.records(run.place)
         record = next(r for r in found if run.place.parent / r["run"] == run.folder)
         return {key: value for key, value in record.items() if key != "run"}
-    rows = [row for line in _lines(run.folder / "metrics.jsonl") if (row := _row(line))]
+    rows = [row for line in lines_of(run.folder / "metrics.jsonl") if (row := row_of(line))]
     record = {
-        "config": _yaml(run.folder / "config.yaml"),
+        "config": read_yaml(run.folder / "config.yaml"),
         "env": run.env,
-        "result": _object(run.folder / "result.json"),
+        "result": read_object(run.folder / "result.json"),
         "curve": archive.thinned(rows),
     }
     file = run.folder / "failed.txt"
     return record | ({"failed": file.read_text(errors="replace")} if file.is_file() else {})
-
-
-def _yaml(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_text(), Loader=LOADER)
-    except yaml.YAMLError as error:
-        raise ValueError(f"config.yaml: {error}") from None
-
-
-def _checked(content: Any) -> dict[str, Any]:
-    """A run's configuration with dotted keys. Errors: ValueError if it is none."""
-    config = flatten(content) if isinstance(content, dict) else {}
-    config = (added_keys(config.get) | config) if config else {}
-    if missing := sorted(NEEDED.keys() - config.keys()):
-        raise ValueError(f"config.yaml is not the configuration of a run: no {missing[0]}")
-    for key, allowed in NEEDED.items():
-        value = config[key]
-        fits = value in allowed if isinstance(allowed, set) else isinstance(value, allowed)
-        if not fits or isinstance(value, bool) or (key in SIZES and value < 1):
-            raise ValueError(f"config.yaml is not the configuration of a run: {key}={value!r}")
-    return config
-
-
-def _environments(env: Any) -> dict[str, Any]:
-    """A run's env.json. Errors: ValueError if it is none."""
-    before = env.get("before", []) if isinstance(env, dict) else None
-    if not isinstance(before, list) or not all(isinstance(start, dict) for start in before):
-        raise ValueError("env.json: not the environment of a run")
-    return env
-
-
-def _numbers(values: dict[str, Any], where: str) -> dict[str, Any]:
-    """`values` without those that are null. Errors: ValueError if what must be a number is not."""
-    known = {key: value for key, value in values.items() if value is not None}
-    for key, value in known.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number and NUMBERS.fullmatch(key):
-            raise ValueError(f"{where}: {key}={value!r} is not a number")
-    return known
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """A JSON file's content, empty without the file. Errors: ValueError naming the file."""
-    try:
-        content = json.loads(file.read_text()) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file.name}: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file.name}: not a JSON object")
-    return content
-
-
-def _rows(file: Path) -> tuple[list[dict[str, Any]], int | None]:
-    """The rows that a report shows, and the step of the last row of all.
-
-    A long run has tens of thousands of rows of training loss: only the others are parsed. A torn
-    row is left out, as the run itself does when it continues.
-    """
-    lines = _lines(file)
-    shown = (_row(line) for line in lines if any(key in line for key in SHOWN))
-    last = next((row["step"] for line in reversed(lines) if (row := _row(line))), None)
-    return [row for row in shown if row], last
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(errors="replace").splitlines() if file.is_file() else []
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def _cause(run: Run, last: int | None, failed: str) -> str:
