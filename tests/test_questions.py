@@ -575,6 +575,9 @@ def test_one_trial_more_of_one_arm_changes_nothing_for_the_others():
     assert [arm.own for arm in found[0].arms] == [Choice(0.006, at_edge=False)] * 3
     (answer,) = answers(rest, found)
     assert len(answer.runs) == 15 and not any("edge" in note for note in notes(answer))
+    extended = [r for a in arms[1:] for r in tuned(a, {0.048: 0.5}) if is_trial(r)]
+    (of_most,), _ = tunings(runs + extended)
+    assert [arm.own for arm in of_most.arms] == [Choice(0.006, at_edge=False)] * 3
     (of_two,), _ = tunings(r for r in runs if r.config["model.name"] != "expressive")
     assert [arm.own for arm in of_two.arms] == [Choice(0.006, at_edge=False)] * 2
 
@@ -690,15 +693,15 @@ def test_a_tuning_leaves_other_comparisons_alone():
 
 
 def test_an_interrupted_tuning_chooses_nothing_and_guesses_no_common_rate():
-    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9})
+    runs = tuned("dot_product", {0.003: 0.9, 0.006: 0.8})
     runs += [run for run in tuned("expressive", {0.003: 0.6, 0.012: 0.9}) if is_trial(run)]
     last = max(i for i, run in enumerate(runs) if is_trial(run))
     (found,), _ = tunings(runs[:last] + runs[last + 1 :])
-    assert [arm.own and arm.own.rate for arm in found.arms] == [0.006, None]
+    assert [arm.own and arm.own.rate for arm in found.arms] == [0.003, None]
     assert "trials unfinished" in table(found).markdown()
     between = [r for r in runs if r.config["trainer.lr"] != 0.012]  # stopped between two rates
     (found,), _ = tunings(between)
-    assert [arm.own and arm.own.rate for arm in found.arms] == [0.006, None]
+    assert [arm.own and arm.own.rate for arm in found.arms] == [0.003, None]
     fresh = [run for run in runs if not is_trial(run) and run.config["trainer.lr"] == 0.006]
     (found,), _ = tunings([run for run in runs if is_trial(run)] + fresh)
     assert found.at_common == {}  # only one arm has run so far

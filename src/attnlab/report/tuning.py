@@ -7,7 +7,7 @@ Trials choose a rate and do nothing else: a run with a seed of theirs is in no e
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, median_low
+from statistics import fmean
 from typing import Any
 
 from attnlab.config.measures import PERPLEXITY, Measure
@@ -36,7 +36,7 @@ Values = dict[int, float]  # seed -> test metric
 class Tuned:
     """One arm. response: rate -> validation metric of its trials. own: the rate that they choose.
     fresh: rate -> the runs with seeds that are not for tuning. own is None until every trial
-    is finished, and while most arms have been tried at more rates.
+    is finished, and while it looks as if the trials had been stopped (`_cut_short`).
     """
 
     arm: Arm
@@ -122,10 +122,11 @@ def _tuning(title: str, short: str, group: list[Run]) -> Tuning:
     seeds = sorted({run.config["seed"] for run in group if _is_trial(run)})
     measure = group[0].measure
     groups = arms_of(group)
-    # arms may have other rates, but not fewer than most: a sweep that was stopped has tried an arm
-    # at some, while a single trial more of one arm leaves the others as they were
-    rates = max(2, median_low([len(tried) for arm in groups if (tried := _tried(arm))]))
-    arms = [_tuned(arm, seeds, rates, measure) for arm in groups]
+    tried = {arm: rates for arm in groups if (rates := _tried(arm))}
+    arms = [
+        _tuned(arm, seeds, [tried[other] for other in tried if other is not arm], measure)
+        for arm in groups
+    ]
     common = _common(arms)
     fresh = [run for run in group if run.value is not None and run.config["seed"] not in seeds]
     at = {
@@ -166,8 +167,21 @@ def _tried(arm: Arm) -> set[float]:
     return {run.config[RATE] for run in arm.runs if _is_trial(run)}
 
 
-def _tuned(arm: Arm, seeds: list[int], rates: int, measure: Measure) -> Tuned:
-    """rates: how many there must be."""
+def _cut_short(rate: float, tried: set[float], others: list[set[float]]) -> bool:
+    """Whether the best rate is the last one of the arm, and most other arms were tried beyond it:
+    so a sweep leaves it that was stopped. Where the best one is not the last, others may have been
+    tried at more rates because theirs was.
+    """
+    highest, lowest = rate == max(tried), rate == min(tried)
+    beyond = (
+        any((highest and other > rate) or (lowest and other < rate) for other in rates)
+        for rates in others
+    )
+    return 2 * sum(beyond) > len(others)
+
+
+def _tuned(arm: Arm, seeds: list[int], others: list[set[float]], measure: Measure) -> Tuned:
+    """others: the rates of every other arm that was tried."""
     response: dict[float, Values] = {}
     fresh: dict[float, list[Run]] = {}
     for run in arm.runs:
@@ -181,8 +195,9 @@ def _tuned(arm: Arm, seeds: list[int], rates: int, measure: Measure) -> Tuned:
     there = {rate for rate, found in response.items() if len(found) == len(seeds)}
     tried = _tried(arm) | there
     values = {rate: list(response.get(rate, {}).values()) for rate in sorted(tried)}
-    finished = tried == there and len(tried) >= rates
-    own = choose(values, measure) if finished else None
+    own = choose(values, measure) if tried == there else None
+    if own and _cut_short(own.rate, tried, others):
+        own = None
     at = {rate: Arm(arm.label, arm.own, arm.ablation, runs) for rate, runs in fresh.items()}
     return Tuned(arm, response, own, at)
 
