@@ -34,6 +34,7 @@ from attnlab.runs.files import flatten
 from attnlab.sweeps.jobs import FAILED, compose_jobs
 from attnlab.sweeps.tuning import Choice, choose, tune
 
+CONTROLS = ("experiment=controls", "scale=mini")
 SETTINGS = ("as_published", "textbook_embedding", "embedding_norm", "pre_norm", "qk_norm")
 REGISTERED = yaml.safe_load((ROOT / "configs/experiment/controls.yaml").read_text())["question"]
 NOTHING = "Undecided: the intervals meet none of the conditions of the rule."
@@ -275,9 +276,6 @@ def test_what_was_registered_is_the_experiment_at_the_runs_commit(tmp_path, monk
         (answer,) = answers(runs)
         said.append(answer.deviations)
     assert said == [["arch.dropout=0.3 instead of 0.1"], []]
-
-
-CONTROLS = ("experiment=controls", "scale=mini")
 
 
 def test_a_question_may_be_asked_of_several_data_sets():
@@ -585,8 +583,9 @@ def test_one_trial_more_of_one_arm_changes_nothing_for_the_others():
 def test_a_tuning_says_what_its_effects_leave_out():
     runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
     runs += tuned("expressive", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
-    own = [run for run in runs[-8:] if not is_trial(run)]
-    own[0].status, own[0].cause = "failed", "NonFinite: step 3: loss nan"
+    at_the_last_rate = [run for run in runs[-8:] if not is_trial(run)]
+    failed = at_the_last_rate[0]
+    failed.status, failed.cause = "failed", "NonFinite: step 3: loss nan"
     (found,), _ = tunings(runs)
     said = " ".join(tuning_notes(found))
     assert "without a result" not in said  # at 0.012, which is no arm's own

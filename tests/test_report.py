@@ -783,9 +783,11 @@ def test_runs_are_found_whatever_their_folders_are_called(make, tmp_path):
 
 def test_a_long_curve_keeps_its_ends():
     train = [{"step": step, "train/loss": 1.0} for step in range(1, 1000)]
-    found = thinned([{"step": 0, "val/loss": 2.0}, *train, {"step": 1000, "val/loss": 1.0}])
+    rows = [{"step": 0, "val/loss": 2.0}, *train, {"step": 1000, "val/loss": 1.0}]
+    found = thinned(rows)
     assert [row["step"] for row in (found[0], found[1], found[-2], found[-1])] == [0, 1, 999, 1000]
     assert len(found) == 52
+    assert [row["step"] for row in thinned(rows, 2)] == [0, 1, 999, 1000]  # as of a trial
 
 
 def test_figure_1_of_an_earlier_report_stays(make, tmp_path):

@@ -119,13 +119,13 @@ def portable(value: Any) -> Any:
     return value
 
 
-def thinned(rows: list[Row]) -> list[Row]:
-    """About POINTS rows of training and as many evaluations, evenly, each kind with its first and
+def thinned(rows: list[Row], points: int = POINTS) -> list[Row]:
+    """About so many rows of training and as many evaluations, evenly, each kind with its first and
     its last row; every key has its first and its last value.
     """
     evaluated = [i for i, row in enumerate(rows) if any(k.startswith(EVALUATED) for k in row)]
     trained = [i for i in range(len(rows)) if i not in set(evaluated)]
-    kept = {*evenly(evaluated, POINTS), *evenly(trained, POINTS)}
+    kept = {*evenly(evaluated, points), *evenly(trained, points)}
     keys = {key for row in rows for key in row}
     for key in keys:
         places = [i for i in evaluated if key in rows[i]]

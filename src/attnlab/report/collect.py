@@ -208,7 +208,8 @@ def _record(run: Run) -> dict[str, Any]:
         "config": read_yaml(run.folder / "config.yaml"),
         "env": run.env,
         "result": read_object(run.folder / "result.json"),
-        "curve": archive.thinned(rows),
+        # the curve of a trial is in no report
+        "curve": archive.thinned(rows, 2 if run.config["runtime.tuning"] else archive.POINTS),
     }
     file = run.folder / "failed.txt"
     return record | ({"failed": file.read_text(errors="replace")} if file.is_file() else {})

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
 from attnlab.config.compose import CONFIGS, completed, compose_config
 from attnlab.config.messages import validate
@@ -247,8 +248,6 @@ def _deviations(
     """Where a place is not what its experiment was at this scale, by the configurations at the
     runs' commit. Scale and protocol are stated with every answer and are free.
     """
-    if not (configs / "experiment" / f"{experiment}.yaml").is_file():
-        configs = CONFIGS  # the runs are older than the experiment, which is said elsewhere
     here = (f"scale={place['scale']}", f"protocol={place['protocol']}")
     name = place["data.name"]
     generic = name in ("text", "images")  # a folder may be called so
@@ -259,8 +258,9 @@ def _deviations(
         if name not in (data, *question.data):
             yield f"data={name} instead of {' or '.join(question.data) or data}"
         composed = _composed(experiment, *here, *choice, configs=configs)
-    except (BadInput, HydraException):  # it sets keys that this data does not have or allow
-        if configs != CONFIGS:  # or the schema has changed since
+    except (BadInput, HydraException, OmegaConfBaseException):
+        # it sets keys that this data does not have or allow
+        if configs != CONFIGS:  # or was not there yet, or has changed in schema since
             yield from _deviations(experiment, question, place, CONFIGS)
             return
         yield f"experiment={experiment} cannot have {' '.join((*here, *choice))}"
