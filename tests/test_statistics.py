@@ -15,8 +15,10 @@ from attnlab.report.statistics import (
     Effect,
     compare,
     effect_of,
+    equivalent,
     holm,
     paired_effect,
+    planned_seeds,
     sampling_error,
     summarize,
 )
@@ -372,6 +374,36 @@ def test_the_published_effect_is_rarely_contradicted():
     comparisons = simulate(arms=3, n=3, effect=2.19, times=1000)
     wrong = [any(verdict(e, 2.19).word == "contradicted" for e in c) for c in comparisons]
     assert 0.005 < np.mean(wrong) <= 0.05
+
+
+def effects_of(true: float, n: int, times: int, sd: float = 0.3) -> list:
+    rng = np.random.default_rng([n, int(10 * true)])
+    return [effect_of(v, "%", 0.95) for v in rng.normal(true, sd, (times, n)).tolist()]
+
+
+def test_equal_arms_are_rarely_called_different_and_equivalent_in_nine_of_ten_as_planned():
+    """5 % different (by chance up to 6.5 % of 2,000), 90 % equivalent at the planned number."""
+    planned = planned_seeds(0.3, 0.5, 0.95)
+    words = [verdict(e, None, 0.5).word for e in effects_of(0.0, planned, 2000)]
+    different = [not e.low <= 0 <= e.high for e in effects_of(0.0, planned, 2000)]
+    assert 0.035 < np.mean(different) < 0.065
+    assert np.mean([w in ("better", "worse") for w in words]) <= 0.05
+    assert 0.88 < words.count("equivalent") / len(words) < 0.97
+    fewer = [equivalent(e, 0.5) for e in effects_of(0.0, planned - 2, 2000)]
+    assert np.mean(fewer) < 0.88
+
+
+def test_arms_that_differ_by_the_smallest_effect_are_rarely_called_equivalent():
+    """At most 2.5 %, by chance up to 3.3 % of 2,000; and nine of ten are called different."""
+    planned = planned_seeds(0.3, 0.5, 0.95)
+    words = [verdict(e, None, 0.5).word for e in effects_of(0.5, planned, 2000)]
+    assert 0.01 < words.count("equivalent") / len(words) < 0.033
+    assert words.count("better") / len(words) > 0.9
+
+
+@pytest.mark.parametrize(("sd", "floor"), [(50.0, 0.0), (0.1, 1.0)])
+def test_more_seeds_than_anyone_trains_are_not_planned(sd, floor):
+    assert planned_seeds(sd, 0.5, 0.95, floor) is None
 
 
 # The paper
