@@ -32,6 +32,7 @@ from attnlab.kernels.cpp_backend import cache_folder
 from attnlab.models.transformer import Transformer, build_model
 from attnlab.training import checkpoint
 
+pytest_plugins = ["made_runs"]  # its fixtures
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(p.stem for p in (compose.CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

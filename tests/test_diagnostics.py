@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import MODELS, config, metrics, model_of, prepared, same_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import Page
+from made_runs import Page
 
 from attnlab.models.attention import build_attention
 from attnlab.report.render import report

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, config, model_of
+from made_runs import Page
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
-from test_report import Page
 from tokenizers import Tokenizer
 
 from attnlab.config.compose import load
