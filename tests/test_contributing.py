@@ -1,13 +1,15 @@
-"""What docs/your-mechanism.md shows works as it stands there."""
+"""What docs/your-mechanism.md and docs/data.md show works as it stands there."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 BLOCK = re.compile(
@@ -78,13 +80,41 @@ def test_the_mechanism_passes_the_tests_of_all_mechanisms(copy):
 
 
 def test_an_option_without_a_section_is_told_where_it_goes(start, copy):
-    yaml = copy / "configs" / "model" / "warm_cog.yaml"
-    yaml.write_text((copy / "configs" / "model" / "cog.yaml").read_text() + "warmth: 2.0\n")
+    option = copy / "configs" / "model" / "warm_cog.yaml"
+    option.write_text((copy / "configs" / "model" / "cog.yaml").read_text() + "warmth: 2.0\n")
     process = start("model=warm_cog", script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"))
     _, err = process.communicate()
-    yaml.unlink()  # the copy is shared
+    option.unlink()  # the copy is shared
     assert process.returncode == 2
     assert err == (
         "error: model.warmth: mechanism=cog has no option but model.layers; options of its own "
         "need a section in src/attnlab/config/mechanisms.py, named in WithSection\n"
     )
+
+
+def test_a_data_set_is_a_yaml_and_a_fault_in_it_is_named(start, copy):
+    page = (ROOT / "docs" / "data.md").read_text()
+    block = re.search(r"^    # @package _global_\n(?:(?:    .*)?\n)+", page, re.MULTILINE)[0]
+    file = copy / "configs" / "data" / "my_books.yaml"
+
+    def asked(text: str) -> tuple[str, str]:
+        file.write_text(text)
+        words = "--cfg", "job", "data=my_books"
+        process = start(*words, script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"))
+        out, err = process.communicate()
+        file.unlink()  # the copy is shared
+        assert process.returncode == (2 if err else 0)
+        return out, err
+
+    text = textwrap.dedent(block)
+    out, err = asked(text)
+    assert (yaml.safe_load(out)["data"]["path"], err) == ("./my_books", "")
+    for right, wrong, named in (
+        ("_global_", "_global_ (a remark)", "Too many components"),
+        ("/kind: text", "/kind: texts", "Could not find 'kind/texts'"),
+        ("  path:", "path:", "line "),
+        ("./my_books", "${no.key}", "no.key"),
+    ):
+        out, err = asked(text.replace(right, wrong))
+        assert err.startswith(f"error: data=my_books: {file} cannot be composed: "), err
+        assert named in err and err.count("\n") == 1 and not out

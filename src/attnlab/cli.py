@@ -250,12 +250,24 @@ def _refused(override: str, error: Exception) -> str:
     if override.startswith("~") and (options or key in known_keys()):
         allowed = f"; allowed: {', '.join(options)}" if options else ""
         return f"{override}: cannot be left out{allowed}"
+    file = CONFIGS / key / f"{value}.yaml"
+    if file.is_file() and (why := _fault(override)):
+        return f"{override}: {file} cannot be composed: {why}"
     if options and type(error) is not ConfigCompositionException:
         near = nearest(value, options)
         return f"{override}: unknown {key}{near}; allowed: {', '.join(options)}"
     if str(error).startswith("Could not override") or "does not exist" in str(error):
         return unknown_key(getattr(error.__cause__, "full_key", None) or key)
     return _reason(override, error)
+
+
+def _fault(override: str) -> str | None:
+    """Why an override alone cannot be composed, or None: then its YAML file is at fault."""
+    try:
+        plain(compose_config([override]))
+    except Exception as error:  # Hydra's, OmegaConf's and YAML's errors share no base class
+        return " ".join(str(error).partition("Config search path")[0].split())[:300]
+    return None
 
 
 def _culprit(overrides: list[str], error: Exception) -> str | None:
