@@ -97,6 +97,7 @@ BAD = [
     ("model=dot_product_wide model.ffn_extra=0", "model.ffn_extra=0: must be greater than or"),
     ("model=qk_norm model.layers=[4]", "arch.layers=4 allows 0 to 3, all or inner"),
     ("model=dot_product model.d_prime=3", "model.d_prime: unknown key for this choice of model"),
+    ("model.layers=[0]", "did you mean model.neural_layers?; it has name, mechanism, neural_l"),
 ]
 
 

@@ -19,7 +19,7 @@ LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)[)\"]")
 PATH = re.compile(
     r"(?<![\w/.<])(?:src|configs|scripts|tests|docs|results|train\.py|\.ci)(?:/[\w./-]+)?(?![\w<*])"
 )
-EXAMPLE = re.compile(r"\w+/(cosine|model/cosine)\.|cosine\.")
+EXAMPLE = re.compile(r"\w+/(cosine|model/cosine|data/my_books)\.|cosine\.")
 COMMAND = re.compile(r"^(?: {4}|\$ )python (train\.py .*?)(?:  +#.*| #.*)?$", re.MULTILINE)
 
 

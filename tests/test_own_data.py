@@ -226,7 +226,7 @@ PETS = {f"{['cat', 'dog', 'owl'][i % 3]}/{i}.png": png(i) for i in range(30)}
 BAD = [
     ("text", "no such column", LINES, [], "split train has no column text; it has body, n"),
     ("text", "numbers", LINES, ["data.text_column=n"], "column n is no text but Value"),
-    ("text", "config", LINES, ["data.config=en"], "'en' not found. Available: \\['default'\\]"),
+    ("text", "config", LINES, ["data.config=en"], "has no configuration data.config=en; it has"),
     (
         *("text", "latin-1", {"a.txt": b"a\n", "b.txt": b"caf\xe9\n"}, []),
         r"b.txt is not UTF-8 text \(byte 0xe9\); iconv",

@@ -266,7 +266,7 @@ def test_command_line(trained, train, tmp_path):
     [
         (["nowhere"], "runs=nowhere: no run folder there"),
         ([], "runs=: missing"),
-        (["one", "more"], "more: unknown argument"),
+        (["one", "more"], "more: runs=one is there already, and other arguments are key=value"),
         (["one", "out=one/config.yaml"], "out=one/config.yaml: cannot be written"),
     ],
 )

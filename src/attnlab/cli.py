@@ -31,6 +31,7 @@ from attnlab.config.messages import known_keys, nearest, unknown_key, validate
 from attnlab.config.question import check_question
 from attnlab.config.tuning import check_tuning, is_tuning
 from attnlab.errors import BadInput, first_line
+from attnlab.runs.files import flatten
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
@@ -227,8 +228,8 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             if culprit is None:
                 yield _reason(" ".join(overrides), error)
                 return
-            yield _refused(culprit, error)
             overrides = [o for o in overrides if o != culprit]
+            yield _refused(culprit, error, overrides)
     aside = sections(composed, ["question", "tune"])
     for check_section in (check_question, check_tuning):
         try:
@@ -242,8 +243,8 @@ def _problems(overrides: list[str]) -> Iterator[str]:
         yield from str(error).splitlines()
 
 
-def _refused(override: str, error: Exception) -> str:
-    """Why Hydra refuses an override, in one line, and what is allowed."""
+def _refused(override: str, error: Exception, others: list[str]) -> str:
+    """Why Hydra refuses an override, in one line, and what is allowed beside the others."""
     key, _, value = override.lstrip("+~").partition("=")
     choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
     options = sorted(getattr(error, "options", None) or choices)
@@ -257,8 +258,17 @@ def _refused(override: str, error: Exception) -> str:
         near = nearest(value, options)
         return f"{override}: unknown {key}{near}; allowed: {', '.join(options)}"
     if str(error).startswith("Could not override") or "does not exist" in str(error):
-        return unknown_key(getattr(error.__cause__, "full_key", None) or key)
+        key = getattr(error.__cause__, "full_key", None) or key
+        return unknown_key(key, _keys_beside(key, others))
     return _reason(override, error)
+
+
+def _keys_beside(key: str, overrides: list[str]) -> list[str]:
+    """All keys of its section in the configuration that the overrides compose, if they do."""
+    group = key.partition(".")[0]
+    with contextlib.suppress(Exception):  # Hydra's errors share no base class
+        return [k for k in flatten(plain(compose_config(overrides))) if k.startswith(f"{group}.")]
+    return []
 
 
 def _fault(override: str) -> str | None:

@@ -63,7 +63,12 @@ def parse(main: Callable, words: list[str]) -> dict:
         key, equals, value = word.partition("=")
         if not equals and first not in given:
             key, value = first, word
-        elif not equals or key not in parameters:
+        elif not equals:
+            raise BadInput(
+                f"{word}: {first}={given[first]} is there already, and other arguments are "
+                f"key=value\n{_usage(main)}"
+            )
+        elif key not in parameters:
             raise BadInput(
                 f"{word}: unknown argument{nearest(key, list(parameters))}\n{_usage(main)}"
             )

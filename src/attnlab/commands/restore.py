@@ -16,6 +16,9 @@ def main(runs: Path, out: Path = Path("outputs")) -> None:
     """Make the folders, and say how many."""
     from attnlab.report.archive import restore
 
+    if not runs.is_file():
+        wrong = "is a folder" if runs.is_dir() else "no such file"
+        raise BadInput(f"runs={runs}: {wrong}; it must be a file that attnlab collect wrote")
     try:
         made, there = restore(runs, out)
     except OSError as error:

@@ -76,6 +76,8 @@ def run_path(cfg: Config, chosen: str) -> Path:
 def load(folder: Path, name: str = "run") -> Config:
     """The configuration that a run folder was made with; `name` is its key on the command line."""
     file = folder / "config.yaml"
+    if folder.is_file():
+        raise BadInput(f"{name}={folder}: is a file; name its folder")
     if not file.is_file():
         raise BadInput(f"{name}={folder}: no run folder there (it has no config.yaml)")
     try:

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -99,20 +99,25 @@ def _typed(value: Any) -> Any:
     return value
 
 
-def nearest(word: str, allowed: list[str]) -> str:
+def nearest(word: str, allowed: Sequence[str]) -> str:
     """`; did you mean X?`, or nothing if no allowed name is similar."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def unknown_key(key: str) -> str:
-    """The message for a key that the schema, or the chosen variant of its section, lacks."""
+def unknown_key(key: str, there: Sequence[str] = ()) -> str:
+    """The message for a key that the schema, or the chosen variant of its section, lacks. there:
+    the keys that this variant has, where they are known.
+    """
     known = sorted(known_keys())
     if key in known:
-        group = key.split(".")[0]
+        group, _, leaf = key.partition(".")
+        names = [k.partition(".")[2] for k in there]
+        near = nearest(leaf, names).replace("mean ", f"mean {group}.")
+        has = f"; it has {', '.join(names)}" if names else ""
         return (
-            f"{key}: unknown key for this choice of {group}; where a sweep has several, it goes "
-            "into a command of its own for those that have it"
+            f"{key}: unknown key for this choice of {group}{near}{has}; a sweep over several "
+            "needs one command for those that have it and one for the others"
         )
     leaf = key.split(".")[-1]
     home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section

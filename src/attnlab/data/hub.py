@@ -158,7 +158,9 @@ class Rows:
         files = self._files() if local and hasattr(self.data, "text_column") else []
         if files and not {*TEXT_FILES, ".parquet"} & {file.suffix.lower() for file in files}:
             text = "no .txt, .csv, .json, .jsonl or .parquet file there"
-        if local or "BuilderConfig" in text:
+        if "BuilderConfig" in text and (there := text.partition("Available: ")[2]):
+            return f"it has no configuration data.config={self.data.config}; it has {there}"
+        if local:
             return f"cannot be read: {text}"
         return (
             f"no folder of this name is here, and it cannot be loaded from the hub "
