@@ -297,6 +297,15 @@ def test_a_run_of_other_code_is_named(finished, caplog, tmp_path):
     assert f"other code (source 0123abcd in its env.json, now {env['source']})" in caplog.text
 
 
+def test_a_finished_run_that_was_not_compiled_is_named_if_a_compiled_one_is_asked_for(
+    finished, caplog
+):
+    cfg, folder = finished
+    compiled = cfg.runtime.model_copy(update={"compile": True})
+    run(cfg.model_copy(update={"runtime": compiled}), folder)
+    assert "was made with runtime.compile=false, which draws other dropout masks" in caplog.text
+
+
 def test_finished_run_in_a_read_only_folder_says_its_result(train, tmp_path):
     words = ("scale=smoke", "hydra.run.dir=run")
     assert train(*words)[0] == 0

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from conftest import Halts, config, rows_written, until
 
+from attnlab.benchmarks.gpu.logs import offline_rows
 from attnlab.errors import FolderInUse
 from attnlab.run import run
 from attnlab.runs.folder import RunFolder
-from attnlab.runs.tracking import offline_rows
 
 SMALL = ["data=nt", "scale=smoke", "model=dot_product", "data.eval_size=8", "runtime.threads=1"]
 LONG = [

@@ -15,7 +15,7 @@ from attnlab.data.loader import Data, build_data
 from attnlab.data.translation import TranslationData
 from attnlab.errors import FolderInUse, Interrupted
 from attnlab.models.transformer import parameter_counts, try_mechanism
-from attnlab.runs.environment import environment, other_source
+from attnlab.runs.environment import environment, other_source, otherwise_compiled
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
 from attnlab.runs.tracking import Tracker, check_trackers
@@ -52,8 +52,9 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
         speaks = distributed.rank() == 0
     if speaks:
         if before:
-            if changed := other_source(path):
-                log.warning("%s", changed)
+            for said in other_source(path), otherwise_compiled(path, cfg.runtime):
+                if said:
+                    log.warning("%s", said)
             if load(path).runtime.tuning and not cfg.runtime.tuning:
                 log.warning("%s: is a trial of tune=lr, which reports leave out of effects", path)
             print("already finished:")

@@ -24,7 +24,9 @@ from attnlab.config.types import (
     lies_in,
 )
 
-# Sections that cannot change a result; they may differ from one start of a run to the next.
+# Sections that may differ from one start of a run to the next: how it is watched, and where and
+# how it executes. Of these, device, threads and compile change rounding or dropout masks; env.json
+# records them, and a start says so.
 UNHASHED = {"logger", "runtime"}
 
 # Where data is stored. It may be moved: its fingerprint shows whether it is still the same.
@@ -228,8 +230,8 @@ class Config(Section):
 
     @property
     def hash(self) -> str:
-        """Eight hex digits over everything that can change the result. Logger and runtime cannot,
-        and data.path is left out because a run is bound to the content that it found there.
+        """Eight hex digits over everything that defines the result: all but logger and runtime
+        (UNHASHED) and data.path, because a run is bound to the content that it found there.
         """
         kept = self.model_dump(exclude=UNHASHED | {"code_version"})
         kept["data"].pop("path", None)

@@ -86,6 +86,18 @@ def other_source(path: Path) -> str:
     )
 
 
+def otherwise_compiled(path: Path, runtime: Runtime) -> str:
+    """What to say if a run was made with another runtime.compile; empty if it was not."""
+    then = stored_environment(path).get("compile")
+    if then in (None, runtime.compile):
+        return ""
+    typed = str(then).lower()
+    return (
+        f"{path}: was made with runtime.compile={typed}, which draws other dropout masks; "
+        "hydra.run.dir=<folder> makes another run"
+    )
+
+
 def processor() -> str:
     """The processor's name."""
     with contextlib.suppress(OSError, StopIteration):

@@ -8,12 +8,10 @@ server lacks; offline and TensorBoard, all of them, as what they have written ca
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import secrets
 import shutil
-import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -193,32 +191,6 @@ def by_step(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         steps.setdefault(row["step"], {}).update(row)
     return [steps[step] for step in sorted(steps)]
-
-
-def offline_rows(folder: Path) -> list[Row]:
-    """History rows of a run folder's one offline W&B run, whose file is a LevelDB log of protobuf
-    records; wandb has no public reader. Errors: ValueError if there is not exactly one.
-    """
-    from wandb.proto import wandb_internal_pb2
-
-    (file,) = folder.glob(f"wandb/offline-run-*/run-{(folder / 'wandb_id.txt').read_text()}.wandb")
-    data, at, parts, rows = file.read_bytes(), 7, b"", []  # 7: the file's own header
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # a block's tail too short for a header is padding
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            record = wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-            if record.HasField("history"):
-                items = record.history.item
-                rows.append(
-                    {".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items}
-                )
-    return rows
 
 
 def _wandb():

@@ -55,14 +55,16 @@ def take_best(state: dict[str, Any], folder: RunFolder) -> None:
 
 
 _ROUNDING = "no longer the same to the last bit"
+_MASKS = "the dropout masks from here on are other ones"
 # What another value in env.json means for a run that continues.
 EFFECTS = {
     "torch": _ROUNDING,
     "torchvision": _ROUNDING,
     "numpy": "the order of the samples and generated sequences may differ",
+    "device": _MASKS,
     "device_name": _ROUNDING,
     "threads": _ROUNDING,
-    "compile": "the dropout masks from here on are other ones",
+    "compile": _MASKS,
     "source": "results may differ by more than rounding",
 }
 
@@ -83,6 +85,6 @@ def with_history(env: dict[str, Any], path: Path) -> dict[str, Any]:
         others = [start.get(key, env[key]) for start in before]  # earlier runs lack some
         if other := [value for value in others if value != env[key]]:
             verb = "began" if other[0] == others[0] else "went on"
-            then = f"{path}: {verb} with {key} {other[0]}"
-            log.warning("%s, continues with %s: %s", then, env[key], effect)
+            said = f"{path}: {verb} with {key} {other[0]}"
+            log.warning("%s, continues with %s: %s", said, env[key], effect)
     return {**env, "before": before}
