@@ -140,6 +140,7 @@ def test_a_sweep_that_cannot_be_is_one_line(overrides, message):
         (["--config-dir=/nowhere"], "--config-dir: there is one configuration"),
         (["--cfg", "job", "-m", "seed=0"], "--cfg: shows one run"),
         (["--cfg", "job", "seed=0,1"], "--cfg: shows one run"),
+        (["--cfg", "job", "experiment=table1"], "--cfg: shows one run; hydra.mode=RUN makes one"),
     ],
 )
 def test_an_option_of_hydra_that_has_no_use_is_one_line(words, message, monkeypatch, capsys):

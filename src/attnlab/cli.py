@@ -78,6 +78,8 @@ def guard(main: Callable[[], None]) -> None:
                 raise BadInput(f"{flag}: there is one configuration; choose by group=option")
         if args.cfg and (args.multirun or is_sweep(args.overrides)):
             raise BadInput("--cfg: shows one run; leave out -m and values with commas")
+        if args.cfg and _grid(args.overrides, sweep=False) is not None:
+            raise BadInput("--cfg: shows one run; hydra.mode=RUN makes one of an experiment")
         if args.cfg == "job" and not args.resolve:
             sys.argv.append("--resolve")  # values, not what they refer to
         if not any((args.help, args.hydra_help, args.info, args.shell_completion)):
