@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from attnlab.errors import BadInput
 from attnlab.functional import at_least_float32, without_autocast
-from attnlab.kernels.api import neural_attention
-from attnlab.models.attention.base import HeadLinear, SoftmaxAttention
+from attnlab.models.attention.base import HeadLinear
+from attnlab.models.attention.fused import FusedAttention
 
 
 class AdditiveScore(nn.Module):
@@ -47,7 +47,7 @@ class AdditiveScore(nn.Module):
             return self.query(q), self.key(k), None, None, last.expand(q.shape[1], -1)
 
 
-class AdditiveAttention(SoftmaxAttention):
+class AdditiveAttention(FusedAttention):
     """hidden: width of the hidden layer, None for the head width; per_head: a network for each
     head; backend: as for Neural Attention. Errors: `BadInput` for a width below 1.
     """
@@ -61,36 +61,13 @@ class AdditiveAttention(SoftmaxAttention):
         per_head: bool = False,
         backend: str = "auto",
     ):
-        super().__init__(heads, head_width)
+        super().__init__(heads, head_width, backend)
         if hidden is not None and hidden < 1:
             raise BadInput(f"hidden={hidden}: must be a whole number from 1 on")
         groups = heads if per_head else 1
         self.score = AdditiveScore(groups, head_width, head_width if hidden is None else hidden)
-        self.backend = backend
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """See `SoftmaxAttention.scores`."""
-        return self.score(q, k)
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool,
-        mask: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """See `Attention.forward`; model.backend chooses how."""
-        return neural_attention(
-            q,
-            k,
-            v,
-            self.score,
-            causal=causal,
-            mask=mask,
-            bias=bias,
-            scale=1.0,
-            backend=self.backend,
-        )
+    @property
+    def network(self) -> AdditiveScore:
+        """e_ij."""
+        return self.score

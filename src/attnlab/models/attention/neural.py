@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS, at_least_float32, without_autocast
-from attnlab.kernels.api import neural_attention
-from attnlab.models.attention.base import HeadLinear, SoftmaxAttention, head_linear
+from attnlab.models.attention.base import HeadLinear, head_linear
+from attnlab.models.attention.fused import FusedAttention
 
 Projections = tuple[HeadLinear, HeadLinear] | None
 
@@ -96,7 +96,7 @@ class ScoreNetwork(nn.ModuleList):
             return a, c, mid_weight, mid_bias, last.expand(heads, -1)
 
 
-class NeuralAttention(SoftmaxAttention):
+class NeuralAttention(FusedAttention):
     """Neural Attention with any number of hidden layers in the score network.
 
     heads: H; head_width: D; d_prime: P, width of projected queries and keys, None for no
@@ -120,7 +120,7 @@ class NeuralAttention(SoftmaxAttention):
         projection_bias: bool = False,
         backend: str = "auto",
     ):
-        super().__init__(heads, head_width)
+        super().__init__(heads, head_width, backend)
         if hidden is not None and not (isinstance(hidden, Sequence) and hidden):
             raise BadInput(f"hidden={hidden}: must be a list of widths")
         if projection_bias and d_prime is None:
@@ -133,7 +133,6 @@ class NeuralAttention(SoftmaxAttention):
         for name, size in sizes + [("d_prime", d_prime)] * (d_prime is not None):
             if not isinstance(size, Integral) or size < 1:
                 raise BadInput(f"{name}={size}: must be a whole number from 1 on")
-        self.heads = heads
         groups = heads if per_head else 1
         width = head_width if d_prime is None else d_prime
         if d_prime is not None:
@@ -144,41 +143,13 @@ class NeuralAttention(SoftmaxAttention):
             groups, [2 * width, *(hidden or [2 * width]), 1], activation
         )
         self.scale = 1 / math.sqrt(head_width) if score_scale else 1.0
-        self.backend = backend
 
     @property
     def project(self) -> Projections:
         """W_q and W_k of eqs 5, 6, or None without projection."""
         return (self.project_q, self.project_k) if self.projected else None
 
-    def scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """See `SoftmaxAttention.scores`: A / sqrt(D) (eqs 5-10), by the reference."""
-        return self.score_network(q, k, self.project) * self.scale
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        causal: bool,
-        mask: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
-        """q (B, H, N, D), k (B, H, M, D), v (B, H, M, any width) -> (B, H, N, width of v): see
-        `Attention.forward`. Errors: `ValueError` also if q is not (B, heads, N, D).
-        """
-        if q.dim() != 4 or q.shape[1] != self.heads:
-            raise ValueError(f"q must be (B, {self.heads} heads, N, D); got {tuple(q.shape)}")
-        return neural_attention(
-            q,
-            k,
-            v,
-            self.score_network,
-            project=self.project,
-            causal=causal,
-            mask=mask,
-            bias=bias,
-            scale=self.scale,
-            backend=self.backend,
-        )
+    @property
+    def network(self) -> ScoreNetwork:
+        """The network of eqs 7-9."""
+        return self.score_network
