@@ -1,6 +1,8 @@
 """The report's tables: which runs are compared, over which seeds, and what is said of it."""
 
 import itertools
+import json
+import shutil
 
 import pytest
 from conftest import MODELS
@@ -15,7 +17,7 @@ PUBLISHED = ("data=wikitext103", "scale=paper")  # the paper's own setting
 @pytest.mark.parametrize(
     ("setting", "published", "verdict", "says"),
     [
-        (PUBLISHED, "+2.19 % (table 2)", "reproduced", "Effects are paired by seed"),
+        (PUBLISHED, "+2.19 % (table 2)", "see question table1", "Effects are paired by seed"),
         (
             ("data=wikitext103", "scale=mini"),
             "(+2.19 %, orientation)",
@@ -61,6 +63,20 @@ def test_known_effect_stands_beside_the_published_one(
     assert says in text
 
 
+def test_a_whole_table_is_judged_against_the_published_effect(make, tmp_path):
+    """While an arm is missing, the question alone judges: its intervals count on all arms."""
+    for seed, dot in enumerate((100, 110, 120)):
+        make(dot, "model=dot_product", *PUBLISHED, seed=seed)
+        for arm in ("neural_full", "neural_d16", "neural_d2"):
+            value = dot * (0.978 + seed / 1e4)
+            last = make(value, f"model={arm}", *PUBLISHED, seed=seed)
+    text = written(tmp_path / "runs")
+    assert row(text, "neural_d2", section="wikitext103")["verdict"] == "reproduced"
+    shutil.rmtree(last)
+    text = written(tmp_path / "runs")
+    assert row(text, "neural_d2", section="wikitext103")["verdict"] == "see question table1"
+
+
 def test_accuracy_is_compared_in_points(make, tmp_path):
     sizes = {"steps": 200, "test_samples": 10_000}
     for seed, (dot, neural) in enumerate([(0.50, 0.53), (0.51, 0.54), (0.52, 0.55)]):
@@ -101,16 +117,6 @@ def test_data_of_ones_own_is_not_judged_against_the_paper(make, tmp_path):
     assert found["mine"]["published effect"] == "(+2.19 %, orientation)"
     assert found["Salesforce/wikitext"]["verdict"] == "reproduced"
     assert "data.path=mine instead of Salesforce/wikitext" in text
-
-
-def test_a_published_trend_goes_by_common_seeds(make, tmp_path):
-    for seed, arm, value in ((0, "full", 100), (0, "d2", 99), (1, "d2", 200), (2, "full", 50)):
-        make(value, f"model=neural_{arm}", "data=wikitext2", "scale=mini", seed=seed)
-    text = written(tmp_path / "runs")
-    assert (
-        "d' = 2 is better than no projection. Means over the seeds that these arms share do the"
-        in text
-    )
 
 
 def test_ablations_do_not_change_the_comparison_of_the_papers_arms(make, tmp_path):
@@ -235,6 +241,29 @@ def test_copies_of_one_data_set_are_one_comparison(make, tmp_path):
     assert again.count("## wikitext2") == 1 and "6 runs: 6 finished" in again
 
 
+def test_a_run_that_failed_on_another_machine_is_missed_in_its_comparison(make, tmp_path):
+    for seed in range(3):
+        for arm in ("dot_product", "neural_d2"):
+            place = f"data.path=/data/copy{seed % 2}"
+            folder = make(100 + seed, f"model={arm}", "data=wikitext2", place, seed=seed)
+    result = json.loads((folder / "result.json").read_text())  # neural_d2, seed 2
+    (folder / "result.json").write_text('{"status": "failed"}')
+    (folder / "failed.txt").write_text("NonFinite: step 3: loss nan\n")
+    assert result["data_fingerprint"]
+    make(100, "model=neural_d2", "data=wikitext2", "data.path=/data/copy1", seed=3)
+    text = written(tmp_path / "runs")
+    assert text.count("## wikitext2") == 1
+    assert "without a result: neural_d2 seed 2 (NonFinite)" in text
+
+
+def test_a_seed_that_failed_and_was_stopped_elsewhere_has_failed(make, tmp_path):
+    pairs(make)
+    make(1, "model=neural_d2", seed=3, name="y_stopped", status="interrupted")
+    failed = make(1, "model=neural_d2", "model.backend=eager", seed=3, name="z", status="failed")
+    (failed / "failed.txt").write_text("NonFinite: step 3: loss nan\n")
+    assert "without a result: neural_d2 seed 3 (NonFinite)" in written(tmp_path / "runs")
+
+
 def test_runs_are_compared_only_if_they_agree_in_everything_else(make, tmp_path):
     pairs(make)
     pairs(make, "trainer.lr=0.01")
@@ -264,7 +293,6 @@ def test_only_common_seeds_are_paired(make, tmp_path):
 def test_released_protocol_is_one_comparison_and_says_what_else_differs(make, tmp_path):
     pairs(make, *PUBLISHED, "protocol=released")
     text = written(tmp_path / "runs")
-    assert row(text, "neural_d2")["verdict"] == "reproduced"
     assert "arch.embedding_residual is 1 in dot_product, 2 in neural_d2" in text
     assert "selected on the test split" in text
 
@@ -275,6 +303,3 @@ def test_different_data_under_one_name_is_not_compared(make, tmp_path):
     text = written(tmp_path / "runs")
     assert "**no verdict**: the runs used different data" in text
     assert row(text, "neural_d2")["effect over dot product"] == "—"
-    make(100.0, "model=neural_full", "data=wikitext2", "scale=mini", data_fingerprint="one")
-    make(90.0, "model=neural_d2", "data=wikitext2", "scale=mini", data_fingerprint="two")
-    assert "Published trend" not in written(tmp_path / "runs")

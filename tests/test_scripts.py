@@ -77,6 +77,9 @@ def test_time_matched_steps_take_as_long(lm, tmp_path, capsys):
     config.write_text(before.replace("width: 32", "width: 64", 1))
     with pytest.raises(BadInput, match=r"arch\.width is 64, and 32 in"):
         match_time.main(tmp_path / "slow", tmp_path / "fast")
+    config.write_text(before.replace("ffn_width: 64", "ffn_width: 4096", 1))
+    with pytest.raises(BadInput, match=r"arch\.ffn_width is 4096, and 64 in"):
+        match_time.main(tmp_path / "slow", tmp_path / "fast")
     config.write_text(before)
     file = tmp_path / "fast" / "env.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"threads": 99}))

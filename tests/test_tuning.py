@@ -142,6 +142,32 @@ def test_a_question_about_each_arms_own_rate_is_answered_at_own_rates():
     assert "one learning rate for all arms instead of each arm's own" in str(untuned.deviations)
 
 
+def test_an_arm_without_a_rate_says_why():
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
+    runs += tuned("expressive", {0.003: math.nan, 0.006: math.nan})
+    runs += tuned("expressive_tempered", {0.003: 0.9, 0.006: 0.9}, seeds=())
+    (found,), _ = tunings(runs)
+    rows = {row[0]: row for row in table(found).rows}
+    said = {arm: row[len(found.rates) + 1] for arm, row in rows.items()}
+    assert said == {
+        "dot_product": "0.006",
+        "expressive": "diverged at every rate",
+        "expressive_tempered": "no trials",
+    }
+
+
+def test_a_question_is_not_lost_where_its_control_has_no_rate_yet():
+    """The grid of the dot product was cut short, so the runs at one rate are shown instead."""
+    runs = tuned("dot_product", {0.003: 0.8, 0.006: 0.9})
+    for arm in ("expressive", "expressive_tempered"):
+        runs += tuned(arm, {0.003: 0.8, 0.006: 0.9, 0.012: 0.7})
+    found, rest = tunings(runs)
+    assert found[0].arms[0].own is None
+    assert "to be tried at more rates" in table(found[0]).markdown()
+    said = [deviation for answer in answers(rest, found) for deviation in answer.deviations]
+    assert "one learning rate for all arms instead of each arm's own (tune=lr)" in said
+
+
 def test_an_answer_says_that_a_rate_was_the_last_of_the_grid():
     arms = ("dot_product", "expressive", "expressive_tempered")
     runs = [run for arm in arms for run in tuned(arm, {0.003: 0.8, 0.006: 0.9})]

@@ -7,15 +7,17 @@ time; sizes must agree. Both have to be measured on the same machine with nothin
 
 from pathlib import Path
 
+from attnlab.config.schema import PER_ARM, PLACE
 from attnlab.errors import BadInput
 from attnlab.report.collect import Run, read
 
 SAME = ("device_name", "threads", "torch")  # of env.json
-# Of the configuration: what else than the arm makes a step longer.
-SIZES = (
-    *("data.name", "data.sequence_length", "data.image_size", "data.group_tokens"),
-    *("arch.body", "arch.layers", "arch.heads", "arch.width", "arch.patch_size"),
-    *("trainer.batch_size", "trainer.micro_batch_size", "trainer.precision", "runtime.compile"),
+# Of the configuration: what else than the arm makes a step longer, beside all of arch and data.
+OPTIONS = (
+    "trainer.batch_size",
+    "trainer.micro_batch_size",
+    "trainer.precision",
+    "runtime.compile",
 )
 
 
@@ -28,7 +30,9 @@ def main(run: Path, arm: Path) -> None:
                 f"arm={arm}: {key} is {given.env.get(key)}, and {matched.env.get(key)} in {run}; "
                 "step times of different machines cannot be compared"
             )
-    for key in SIZES:
+    keys = matched.config.keys() | given.config.keys()
+    sizes = {k for k in keys if k.startswith(("arch.", "data."))} - {PLACE, *PER_ARM}
+    for key in (*sorted(sizes), *OPTIONS):
         theirs, ours = (run.config.get(key) for run in (matched, given))
         if theirs != ours:
             raise BadInput(f"arm={arm}: {key} is {ours}, and {theirs} in {run}; must be the same")

@@ -185,7 +185,8 @@ def planning(answer: Answer) -> list[str]:
 def marks(comparison: Comparison, found: list[Answer]) -> str:
     """Which question registered a comparison's runs; `exploratory` if none did."""
     runs = {run.folder for run in comparison.runs}
-    asked = [answer for answer in found if runs & {run.folder for run in answer.runs}]
+    alike = (a for a in found if a.question.measure is comparison.measure)
+    asked = [answer for answer in alike if runs & {run.folder for run in answer.runs}]
     said = []
     for word in ("registered", "registration not verified"):
         if names := [answer.experiment for answer in asked if tag(answer) == word]:
@@ -207,8 +208,8 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
         for arm in comparison.judged:
             treated = arm.own["model.name"] in answer.question.treated
             published = reference(arm.config)
-            if published and published.exact:  # the comparison judges it against that
-                continue
+            if published and published.exact and not answer.missing:
+                continue  # the comparison judges it against that, at the same level
             if treated and _counts(answer, arm):
                 covered[arm.label] = answer.experiment
     return covered

@@ -97,12 +97,21 @@ def _name_copies_alike(runs: list[Run]) -> None:
     keeps its own: only that is compared with published numbers.
     """
     hub = {experiment.data[PLACE] for experiment in published.EXPERIMENTS.values()}
+    local = [run for run in runs if run.config.get(PLACE) and run.config[PLACE] not in hub]
     first: dict[tuple[str, str], str] = {}
-    for run in runs:
-        content, place = run.result.get("data_fingerprint"), run.config.get(PLACE)
-        if content and place and place not in hub:
-            key = run.config["data.name"], str(content)
-            run.config[PLACE] = first.setdefault(key, place)
+    alike: dict[tuple[str, str], set[str]] = {}  # name and place -> the places it is a copy of
+    for run in local:
+        if content := run.result.get("data_fingerprint"):
+            name, place = run.config["data.name"], run.config[PLACE]
+            known = first.setdefault((name, str(content)), place)
+            alike.setdefault((name, place), set()).add(known)
+    for run in local:
+        name, place = run.config["data.name"], run.config[PLACE]
+        content = run.result.get("data_fingerprint")
+        # a run that has not finished does not say what it found there
+        found = {first[name, str(content)]} if content else alike.get((name, place), set())
+        if len(found) == 1:
+            (run.config[PLACE],) = found
 
 
 def _found(root: Path) -> tuple[list[Path], list[Path]]:

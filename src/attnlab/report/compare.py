@@ -51,8 +51,9 @@ class Arm:
     @property
     def failed(self) -> list[Run]:
         """One run of every seed that has ended, and none of whose runs has a result."""
-        ended = (run for run in self.one_each if run.status in ("failed", "finished"))
-        return [run for run in ended if run.config["seed"] not in self.counted]
+        ended = (run for run in reversed(self.runs) if run.status in ("failed", "finished"))
+        one_each = {run.config["seed"]: run for run in ended}
+        return [one_each[seed] for seed in sorted(one_each.keys() - self.counted.keys())]
 
     @property
     def values(self) -> dict[int, float]:

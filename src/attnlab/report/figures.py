@@ -103,10 +103,10 @@ def _draw(axis, curve: Curve) -> None:
 
 
 def legend(curve: Curve) -> str:
-    """An arm's name in a figure: of how many finished runs it is the mean."""
+    """An arm's name in a figure: of how many runs with a result it is the mean."""
     if curve.n > 1:
         return f"{curve.label}, mean of {curve.n}"
-    return f"{curve.label}, {'single run' if curve.n else 'unfinished'}"
+    return f"{curve.label}, {'single run' if curve.n else 'no result'}"
 
 
 def _legend(figure, lines: list, names: list[str], most: int) -> None:

@@ -1,10 +1,8 @@
 """What a reader must know to read the numbers of a comparison rightly, in sentences."""
 
 from collections.abc import Iterable
-from statistics import fmean
 
 from attnlab.config.measures import PERPLEXITY
-from attnlab.report import published
 from attnlab.report.compare import Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
 from attnlab.report.run_notes import (
@@ -181,36 +179,7 @@ def _tokens(comparison: Comparison) -> Iterable[str]:
     yield text + "."
 
 
-def _trends(comparison: Comparison) -> Iterable[str]:
-    """Orders of arms that the paper states, on the published data or a stand-in for it."""
-    name = source(comparison.config)
-    for trend in published.TRENDS if len(comparison.fingerprints) == 1 else ():
-        if trend.data != name or comparison.ablation:
-            continue
-        holds = trend.holds(_means(comparison, trend))
-        if holds is not None:
-            yield (
-                f"Published trend (table {trend.table}): {trend.text}. Means over the seeds that "
-                f"these arms share {'do the same' if holds else 'do not'}, whatever their spread."
-            )
-
-
-def _means(comparison: Comparison, trend: published.Trend) -> dict[str, float]:
-    """Of the trend's quantity, for the paper's arms in it, over the seeds they have in common."""
-    arms = {
-        arm.own["model.name"]: arm.counted
-        for arm in comparison.arms
-        if arm.own["model.name"] in trend.rising and not arm_deviations(arm.config)
-    }
-    seeds = set.intersection(*map(set, arms.values())) if arms else set()
-    values = {
-        name: [runs[seed].result.get(trend.quantity) for seed in seeds]
-        for name, runs in arms.items()
-    }
-    return {name: fmean(found) for name, found in values.items() if found and None not in found}
-
-
-PARTS = (_size, _data, _arms, _selection, _runs, _tokens, _trends)
+PARTS = (_size, _data, _arms, _selection, _runs, _tokens)
 
 
 def cost(comparison: Comparison) -> list[str]:

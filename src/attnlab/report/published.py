@@ -1,13 +1,12 @@
 """What the papers publish, each number with its source.
 
 Of arXiv 2502.17206 (Neural Attention) known are the effects over the dot product at d' = 2 (tables
-2 and 5) and two trends (tables 2 and 6). A number that is not here is not known to us: the report
+2 and 5). A number that is not here is not known to us: the report
 shows a dash, never a guess.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 
@@ -26,31 +25,6 @@ class Experiment:
     figure: int
     effects: Mapping[str, float]
     effect_table: int
-
-
-@dataclass(frozen=True)
-class Trend:
-    """An order of arms that the paper states without numbers we know.
-
-    quantity: key of result.json.
-    rising: arms by rising value of it, the smallest first.
-    """
-
-    text: str
-    data: str
-    table: int
-    quantity: str
-    rising: tuple[str, ...]
-
-    def holds(self, measured: Mapping[str, float]) -> bool | None:
-        """Whether values (arm -> quantity) strictly rise in this order; None if an arm is absent.
-
-        It compares the values as they are, whatever their spread.
-        """
-        if not measured.keys() >= set(self.rising):
-            return None
-        values = [measured[arm] for arm in self.rising]
-        return all(a < b for a, b in pairwise(values))
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -87,24 +61,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         5,
     ),
 }
-
-TRENDS: tuple[Trend, ...] = (
-    Trend(
-        "d' = 2 is better than no projection",
-        "wikitext103",
-        2,
-        "test/perplexity",
-        ("neural_d2", "neural_full"),
-    ),
-    # neural_full has no d', so it is not part of the statement
-    Trend(
-        "memory falls as d' falls",
-        "wikitext103",
-        6,
-        "peak_memory_mib",
-        ("neural_d2", "neural_d16"),
-    ),
-)
 
 # Test BLEU by data set and arm: arXiv 2410.15578, second-hand (IWSLT14, English to German,
 # LayerNorm in front of each part). How it was tokenised is not known to us.

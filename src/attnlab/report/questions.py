@@ -93,18 +93,17 @@ def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]
     for experiment, question in questions().items():
         kind = _composed(experiment)["data.kind"]
         of_kind = [run for run in readable if run.config["data.kind"] == kind]
-        places = _by_place(question, of_kind)
-        if question.learning_rate == "own":  # where arms have one, runs at another do not count
+        places = list(_by_place(question, of_kind).items())
+        tuned: set[str] = set()  # places whose arms have rates of their own: others do not count
+        if question.learning_rate == "own":
             at_own = (run for tuning in tunings for run in tuning.at_own_rates)
-            tuned = _by_place(question, (r for r in at_own if r.config["data.kind"] == kind), True)
-            places = tuned | {
-                place: members
-                for place, members in places.items()
-                if naming.frozen(_place(members[0].config, question, True)) not in tuned
-            }
-        for place, members in places.items():
-            arms = {run.config["model.name"] for run in members}
-            if not (arms & set(question.treated) and arms & set(question.controls)):
+            own = _by_place(question, (r for r in at_own if r.config["data.kind"] == kind), True)
+            tuned = {place for place, members in own.items() if _compares(question, members)}
+            places = [*own.items(), *places]
+        for place, members in places:
+            at_any_rate = naming.frozen(_place(members[0].config, question, True))
+            replaced = place not in tuned and at_any_rate in tuned
+            if replaced or not _compares(question, members):
                 continue
             answer = _answer(experiment, question, members, _chosen(question, members, tunings))
             key = naming.frozen({"arms": question.arms, "settings": question.settings, "": place})
@@ -112,6 +111,12 @@ def answers(runs: Iterable[Run], tunings: Iterable[Tuning] = ()) -> list[Answer]
             if _asked(answer) and (not known or len(answer.deviations) < len(known.deviations)):
                 found[key] = answer
     return _titled(list(found.values()))
+
+
+def _compares(question: Question, runs: list[Run]) -> bool:
+    """Whether there are runs of an arm and of a control."""
+    arms = {run.config["model.name"] for run in runs}
+    return bool(arms & set(question.treated) and arms & set(question.controls))
 
 
 def _titled(found: list[Answer]) -> list[Answer]:
@@ -129,10 +134,9 @@ def _asked(answer: Answer) -> bool:
     """Whether the runs are meant for the question: some of an arm and some of a control. Where
     they are not as registered, it takes runs of every arm, or any sweep would seem to ask it.
     """
-    question, arms = answer.question, {run.config["model.name"] for run in answer.runs}
     if answer.deviations:
-        return arms == set(question.arms)
-    return bool(arms & set(question.treated) and arms & set(question.controls))
+        return {run.config["model.name"] for run in answer.runs} == set(answer.question.arms)
+    return _compares(answer.question, answer.runs)
 
 
 def _by_place(
@@ -173,7 +177,8 @@ def _answer(
 ) -> Answer:
     names = [_setting_name(question, values) for values in question.values]
     cells: dict[tuple[str, str], dict[int, Run]] = {}
-    others, failed, repeated = [], [], []
+    others, repeated = [], []
+    ended: dict[tuple[str, str, int], Run] = {}  # without a number, one of each seed
     for run in members:
         setting = _setting(run.config, question)
         arm = run.config["model.name"]
@@ -186,7 +191,7 @@ def _answer(
             if seeds.setdefault(run.config["seed"], run) is not run:
                 repeated.append(run)
         elif run.status in ("failed", "finished"):  # or its result is not a number
-            failed.append(run)
+            ended.setdefault((names[setting], arm, run.config["seed"]), run)
     counted = [run for found in cells.values() for run in found.values()]
     place = _place(members[0].config, question, at_own_rates=bool(tunings))
     asked = registration(experiment, question)
@@ -207,7 +212,7 @@ def _answer(
         contrasts=list(contrasts(question, names, cells)),
         runs=counted,
         missing=len(names) * len(question.arms) * len(question.seeds) - len(counted),
-        failed=failed,
+        failed=[r for (*cell, seed), r in ended.items() if seed not in cells.get(tuple(cell), {})],
         repeated=repeated,
         others=others,
         tunings=tunings,

@@ -34,14 +34,15 @@ Values = dict[int, float]  # seed -> test metric
 
 @dataclass
 class Tuned:
-    """One arm. response: rate -> validation metric of its trials. own: the rate that they choose.
-    fresh: rate -> the runs with seeds that are not for tuning. own is None until every trial
-    is finished, and while it looks as if the trials had been stopped (`_cut_short`).
+    """One arm. response: rate -> validation metric of its trials. own: the rate that they choose,
+    None where they choose none; why_none: the reason. fresh: rate -> the runs with seeds that
+    are not for tuning.
     """
 
     arm: Arm
     response: dict[float, Values]
     own: Choice | None
+    why_none: str
     fresh: dict[float, Arm]
 
     def at(self, rate: float | None) -> Values:
@@ -195,11 +196,18 @@ def _tuned(arm: Arm, seeds: list[int], others: list[set[float]], measure: Measur
     there = {rate for rate, found in response.items() if len(found) == len(seeds)}
     tried = _tried(arm) | there
     values = {rate: list(response.get(rate, {}).values()) for rate in sorted(tried)}
-    own = choose(values, measure) if tried == there else None
-    if own and _cut_short(own.rate, tried, others):
-        own = None
+    own, why_none = choose(values, measure), ""
+    if not tried:
+        why_none = "no trials"
+    elif tried != there:
+        why_none = "trials unfinished"
+    elif own is None:
+        why_none = "diverged at every rate"
+    elif _cut_short(own.rate, tried, others):
+        why_none = "to be tried at more rates, as the others were"
+    own = None if why_none else own
     at = {rate: Arm(arm.label, arm.own, arm.ablation, runs) for rate, runs in fresh.items()}
-    return Tuned(arm, response, own, at)
+    return Tuned(arm, response, own, why_none, at)
 
 
 def table(tuning: Tuning) -> Table:
@@ -218,7 +226,7 @@ def table(tuning: Tuning) -> Table:
 
 def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
     responses = [_mean(tuned.response.get(rate, {}), tuning.measure) for rate in tuning.rates]
-    own = "trials unfinished"
+    own = tuned.why_none
     if tuned.own:
         own = f"{tuned.own.rate:g}" + (" (edge of the grid)" if tuned.own.at_edge else "")
     effects = [_effect(e.get(tuned.arm.label)) for e in (tuning.at_common, tuning.at_own)]
