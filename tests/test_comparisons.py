@@ -171,6 +171,9 @@ def test_every_shipped_mechanism_has_its_row(make, tmp_path):
     make(99.0, "model=additive", "model.hidden=7", "scale=mini")
     text = written(tmp_path / "runs")
     assert all(row(text, model)["n"] == "1" for model in MODELS)
+    for figure in ("Validation perplexity over iterations", "Saturation of the first layer"):
+        caption = next(line for line in text.splitlines() if line.startswith(figure))
+        assert "Not drawn: " in caption  # there are more arms than colours
     title = "pydocs, scale mini, protocol paper: ablation of hidden"
     assert row(text, "additive (hidden=7)", section=title)["test perplexity"].startswith("99.00")
 

@@ -106,17 +106,20 @@ def saturation_curves(comparison: Comparison) -> dict[str, Curves]:
     """
     found = {}
     for name, label in SATURATION.items():
+        points = {
+            arm: {run.folder: _points(run, f"{FIRST}/{name}", None) for run in arm.runs}
+            for arm in comparison.arms
+        }
+        measured = [arm for arm in comparison.arms if any(points[arm].values())]
         drawn: list[Curve] = []
-        for arm in comparison.arms[:MOST_ARMS]:
-            points = {run.folder: _points(run, f"{FIRST}/{name}", None) for run in arm.runs}
-            if any(points.values()):
-                look = style(arm, [(c.color, c.dash) for c in drawn])
-                curve = _mean(arm, points, *look)
-                for of in (curve.mean, curve.low, curve.high):
-                    of[:] = [100 * value for value in of]
-                drawn.append(curve)
+        for arm in measured[:MOST_ARMS]:
+            curve = _mean(arm, points[arm], *style(arm, [(c.color, c.dash) for c in drawn]))
+            for of in (curve.mean, curve.low, curve.high):
+                of[:] = [100 * value for value in of]
+            drawn.append(curve)
         if drawn:
-            found[label] = Curves(comparison.title, "step", label, False, drawn, [])
+            left_out = [arm.label for arm in measured[MOST_ARMS:]]
+            found[label] = Curves(comparison.title, "step", label, False, drawn, left_out)
     return found
 
 

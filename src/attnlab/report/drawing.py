@@ -51,9 +51,13 @@ def curve_figure(comparison: Comparison, out: Path) -> list[Figure]:
     if any(curve.n > 1 for curve in found.curves):
         caption += ": mean over seeds, the band from the smallest to the largest"
     caption += f". In the form of the paper's figure {number}." if number else "."
-    if found.left_out:
-        caption += f" Not drawn: {', '.join(found.left_out)}."
+    caption += _not_drawn(found.left_out)
     return [Figure(caption, file, {"": Markup(interactive.curve_plot(found))})]
+
+
+def _not_drawn(labels: list[str]) -> str:
+    """The end of a caption: arms beyond the palette."""
+    return f" Not drawn: {', '.join(labels)}." if labels else ""
 
 
 def health_figure(comparison: Comparison, out: Path) -> list[Figure]:
@@ -101,6 +105,7 @@ def saturation_figure(comparison: Comparison, out: Path) -> list[Figure]:
         "Saturation of the first layer over steps: mean over seeds, the band from the smallest to "
         "the largest."
     )
+    caption += _not_drawn(next(iter(found.values())).left_out)
     plots = {label: Markup(interactive.curve_plot(curves)) for label, curves in found.items()}
     return [Figure(caption, file, plots)]
 
@@ -111,8 +116,7 @@ def tuning_figure(found: Tuning, out: Path) -> Figure:
     drawn = curves_of_tuning(found)
     figures.plot_curves(drawn, out / file)
     caption = "Response to the learning rate: mean over the tuning seeds, and their range."
-    if drawn.left_out:
-        caption += f" Not drawn: {', '.join(drawn.left_out)}."
+    caption += _not_drawn(drawn.left_out)
     return Figure(caption, file, {"": Markup(interactive.curve_plot(drawn))})
 
 
@@ -127,8 +131,7 @@ def depth_figure(comparison: Comparison, out: Path) -> list[Figure]:
     if any(curve.n > 1 for curve in found.panels[0].curves):
         caption += ": mean over seeds, the band its 95 % t-interval"
     caption += "."
-    if found.left_out:
-        caption += f" Not drawn: {', '.join(found.left_out)}."
+    caption += _not_drawn(found.left_out)
     plots = {name: Markup(plot) for name, plot in interactive.depth_plots(found).items()}
     return [Figure(caption, file, plots)]
 
