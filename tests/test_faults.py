@@ -164,7 +164,7 @@ def test_another_torch_at_resume_is_said(cache, tmp_path, caplog):
 def test_another_environment_in_between_is_said(tmp_path, caplog):
     """It began as it is now."""
     env = {"torch": "2", "numpy": "1", "threads": 2, "device_name": "x", "compile": False}
-    env |= {"torchvision": "0", "source": "s"}
+    env |= {"torchvision": "0", "source": "s", "device": "cpu"}
     for threads in (2, 1, 2):
         caplog.clear()
         (tmp_path / "env.json").write_text(
