@@ -251,6 +251,14 @@ def test_a_launcher_that_could_run_nothing_is_one_line(train):
     assert err == "error: hydra.launcher.n_jobs=-1: must be an integer >= 1\n"
 
 
+def test_an_experiment_is_a_sweep_with_any_launcher(train):
+    words = ("experiment=ablate_hidden", "model.hidden=[2],[3]", "seed=0", "scale=smoke")
+    words += ("data=nt", "trainer.max_steps=2", "trainer.eval_every=2")
+    code, out, err = train(*words, "launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert code == 0, err
+    assert out.count(": finished after") == 2
+
+
 def test_no_cluster_is_one_line(train, tmp_path):
     key = "+hydra.launcher.cluster.slurm_partition=gpu"
     for name, code in (("srun", 0), ("sbatch", 1)):

@@ -179,7 +179,8 @@ def _grid(overrides: list[str], sweep: bool) -> list[Override] | None:
             raise BadInput(f"{p.input_line}: must be one; for a sweep, -m and values with commas")
         if p.key_or_group in REFUSED:
             raise BadInput(f"{p.key_or_group}: {REFUSED[p.key_or_group]}")
-    deciding = [p.input_line for p in parsed if p.key_or_group.startswith(("experiment", "hydra"))]
+    groups = ("experiment", "hydra", "launcher")
+    deciding = [p.input_line for p in parsed if p.key_or_group.startswith(groups)]
     try:
         hydra = compose_config(deciding, hydra=True).hydra if deciding else None
         mode, grid = (hydra.mode, hydra.sweeper.params or {}) if hydra else (None, {})

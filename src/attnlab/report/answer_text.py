@@ -42,7 +42,7 @@ def judge(answer: Answer, contrast: Contrast) -> Verdict | None:
         reason = f"{found.reason}; but these are {effect.n} of {registered} registered seeds"
         return Verdict("undecided", reason)
     word = MORE.get(found.word, found.word) if contrast.base else found.word
-    return Verdict(word, found.reason, found.needed)
+    return Verdict(word, found.reason)
 
 
 def verdicts(answer: Answer) -> list[tuple[str, str]]:

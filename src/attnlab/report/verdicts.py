@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from attnlab.config.measures import quantity
 from attnlab.report.statistics import Effect, equivalent, seeds_to_decide
@@ -9,16 +10,22 @@ from attnlab.report.statistics import Effect, equivalent, seeds_to_decide
 
 @dataclass(frozen=True)
 class Verdict:
-    """One word, the plain reason with the numbers, and how many seeds would decide.
-
-    needed: for an open verdict, how many would decide with a probability of 90 % if the mean and
-        sd measured so far are the true ones; None if more than 1000 would be needed, if there is
-        no sd yet, or if it is decided.
+    """One word, and the plain reason with the numbers. effect, margin: of an open verdict with an
+    sd, what `needed` goes by.
     """
 
     word: str
     reason: str
-    needed: int | None = None
+    effect: Effect | None = None
+    margin: float | None = None
+
+    @cached_property  # it takes milliseconds
+    def needed(self) -> int | None:
+        """How many seeds would decide with a probability of 90 % if the mean and sd measured so
+        far are the true ones; None if more than 1000 would be needed, if there is no sd yet, or if
+        it is decided.
+        """
+        return None if self.effect is None else seeds_to_decide(self.effect, self.margin)
 
 
 def verdict(effect: Effect, published: float | None, smallest: float | None = None) -> Verdict:
@@ -43,8 +50,8 @@ def verdict(effect: Effect, published: float | None, smallest: float | None = No
         word, clause, margin = _against_published(effect, published)
     else:
         word, clause, margin = _against_zero(effect)
-    needed = None if margin is None else seeds_to_decide(effect, margin)
-    return Verdict(word, f"{_measured(effect)} {clause}", needed)
+    is_open = () if margin is None else (effect, margin)
+    return Verdict(word, f"{_measured(effect)} {clause}", *is_open)
 
 
 # Each gives the word, the rest of the reason and, for an open verdict, the margin: the interval
