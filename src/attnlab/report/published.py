@@ -1,8 +1,7 @@
 """What the papers publish, each number with its source.
 
 Of arXiv 2502.17206 (Neural Attention) known are the effects over the dot product at d' = 2 (tables
-2 and 5). A number that is not here is not known to us: the report
-shows a dash, never a guess.
+2 and 5). A number that is not here is not known to us: the report shows a dash, never a guess.
 """
 
 from collections.abc import Mapping
