@@ -13,10 +13,10 @@ import pytest
 import yaml
 from conftest import config
 
+from attnlab.config.compose import flatten
 from attnlab.report.collect import Run
 from attnlab.report.render import report
 from attnlab.run import run
-from attnlab.runs.files import flatten
 
 LADDER = ("experiment=ladder_fair", "arch.norm=pre")
 

@@ -10,7 +10,7 @@ from conftest import MODELS, ROOT, config
 
 import attnlab
 from attnlab import cli
-from attnlab.runs.files import flatten
+from attnlab.config.compose import flatten
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))

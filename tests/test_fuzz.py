@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 
 from attnlab import cli
 from attnlab.config import compose
+from attnlab.config.compose import flatten
 from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import NonFinite, OutOfResources
 from attnlab.run import run
-from attnlab.runs.files import flatten
 
 EXAMPLES = int(os.environ.get("ATTNLAB_FUZZ", 25))
 SCHEMA = Config.model_json_schema()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attnlab.config import compose
+from attnlab.config.compose import flatten
 from attnlab.data import text as text_module
 from attnlab.data.cache import growing_array
 from attnlab.data.splits import cut
@@ -20,7 +21,6 @@ from attnlab.errors import BadInput
 from attnlab.report.naming import reference
 from attnlab.report.render import report
 from attnlab.run import run
-from attnlab.runs.files import flatten
 
 SMOKE = ("scale=smoke", "logger=none", "runtime.threads=1", "model=dot_product")
 SPLITS = ("train", "validation", "test")

@@ -18,20 +18,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 
-from attnlab.config.compose import CONFIGS, compose_config, plain, run_path, sections
-from attnlab.config.messages import known_keys, nearest, unknown_key, validate
+from attnlab.config.compose import compose_config, plain, run_path, sections
+from attnlab.config.messages import validate
 from attnlab.config.question import check_question
+from attnlab.config.refused import ONE_OPTION, culprit, reason, refused
 from attnlab.config.tuning import check_tuning, is_tuning
-from attnlab.errors import BadInput, first_line
-from attnlab.runs.files import flatten
+from attnlab.errors import BadInput
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
@@ -39,8 +34,6 @@ from attnlab.runtime.torchrun import local_rank
 
 log = logging.getLogger(__name__)
 
-# Groups of which one option is chosen; Hydra would merge a list of them.
-ONE_OPTION = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"logger", "setting"}
 # What is not typed, and what is set instead.
 FOLLOWS = {
     "switches": "protocol sets the switches; set keys, such as arch.positions",
@@ -227,12 +220,12 @@ def _problems(overrides: list[str]) -> Iterator[str]:
             values, chosen = plain(composed), composed.hydra.run.dir
             break
         except Exception as error:  # Hydra's errors share no base class
-            culprit = _culprit(overrides, error)
-            if culprit is None:
-                yield _reason(" ".join(overrides), error)
+            wrong = culprit(overrides, error)
+            if wrong is None:
+                yield reason(" ".join(overrides), error)
                 return
-            overrides = [o for o in overrides if o != culprit]
-            yield _refused(culprit, error, overrides)
+            overrides = [o for o in overrides if o != wrong]
+            yield refused(wrong, error, overrides)
     aside = sections(composed, ["question", "tune"])
     for check_section in (check_question, check_tuning):
         try:
@@ -244,78 +237,3 @@ def _problems(overrides: list[str]) -> Iterator[str]:
         RunFolder(run_path(cfg, chosen), cfg).check_usable()
     except BadInput as error:
         yield from str(error).splitlines()
-
-
-def _refused(override: str, error: Exception, others: list[str]) -> str:
-    """Why Hydra refuses an override, in one line, and what is allowed beside the others."""
-    key, _, value = override.lstrip("+~").partition("=")
-    choices = (p.stem for p in CONFIGS.glob("*/*.yaml") if p.parent.name == key)
-    options = sorted(getattr(error, "options", None) or choices)
-    if override.startswith("~") and (options or key in known_keys()):
-        allowed = f"; allowed: {', '.join(options)}" if options else ""
-        return f"{override}: cannot be left out{allowed}"
-    file = CONFIGS / key / f"{value}.yaml"
-    if file.is_file() and (why := _fault(override)):
-        return f"{override}: {file} cannot be composed: {why}"
-    if options and type(error) is not ConfigCompositionException:
-        near = nearest(value, options)
-        return f"{override}: unknown {key}{near}; allowed: {', '.join(options)}"
-    if str(error).startswith("Could not override") or "does not exist" in str(error):
-        key = getattr(error.__cause__, "full_key", None) or key
-        return unknown_key(key, _keys_beside(key, others))
-    return _reason(override, error)
-
-
-def _keys_beside(key: str, overrides: list[str]) -> list[str]:
-    """All keys of its section in the configuration that the overrides compose, if they do."""
-    group = key.partition(".")[0]
-    with contextlib.suppress(Exception):  # Hydra's errors share no base class
-        return [k for k in flatten(plain(compose_config(overrides))) if k.startswith(f"{group}.")]
-    return []
-
-
-def _fault(override: str) -> str | None:
-    """Why an override alone cannot be composed, or None: then its YAML file is at fault."""
-    try:
-        plain(compose_config([override]))
-    except Exception as error:  # Hydra's, OmegaConf's and YAML's errors share no base class
-        return " ".join(str(error).partition("Config search path")[0].split())[:300]
-    return None
-
-
-def _culprit(overrides: list[str], error: Exception) -> str | None:
-    """The override that Hydra's error is about: the one that it names, or else the one whose
-    removal removes the error, or at least changes it.
-    """
-    for override in overrides:
-        if _blamed(override, error):
-            return override
-    changes = None
-    for override in reversed(overrides):  # what was typed last is most likely wrong
-        try:
-            plain(compose_config([o for o in overrides if o != override], hydra=True))
-            return override
-        except Exception as other:
-            if str(other) != str(error):
-                changes = changes or override
-    return changes
-
-
-def _blamed(override: str, error: Exception) -> bool:
-    key, _, value = override.lstrip("+~").partition("=")
-    if isinstance(error, MissingConfigException):
-        return error.missing_cfg_file == f"{key}/{value}"
-    named = f"'{key}'", f"'{override}'", f"override {key}=", f"full_key: {key}\n"
-    return any(name in f"{error}\n".replace("Override", "override") for name in named)
-
-
-def _reason(what: str, error: Exception) -> str:
-    """What was typed, and the first line of why Hydra refuses it."""
-    if str(error).startswith("Error merging override") and error.__cause__:
-        error = error.__cause__  # says why
-    line = first_line(error)
-    if line.startswith("Ambiguous value"):
-        line = "several values; add -m for a sweep"
-        if what.lstrip("+").partition("=")[0] not in ONE_OPTION:
-            line += ", or write [a,b] for a list"
-    return f"{what}: {line}"

@@ -3,6 +3,7 @@
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -48,6 +49,17 @@ def sections(composed, names: list[str]) -> dict:
     ours = OmegaConf.masked_copy(composed, [n for n in (*names, "switches") if n in composed])
     resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     return {name: resolved[name] for name in names if name in resolved}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
 
 
 def completed(stored: DictConfig) -> dict:

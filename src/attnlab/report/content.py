@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from attnlab.config.compose import flatten
 from attnlab.config.measures import OF_KIND
 from attnlab.config.schema import READS, added_keys
-from attnlab.runs.files import flatten
 
 # What a report asks of every configuration, whatever version of the schema wrote it: the kind of
 # a value, or the values it may have.

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from attnlab.config.compose import CONFIGS, compose_config, plain
+from attnlab.config.compose import CONFIGS, compose_config, flatten, plain
 from attnlab.config.mechanisms import Mechanism, Model
 from attnlab.config.messages import validate
 from attnlab.config.schema import PER_ARM, PLACE, Arch, Body
 from attnlab.report import published
-from attnlab.runs.files import flatten, slug
+from attnlab.runs.files import slug
 
 # Body -> data on which the paper, or that of daGPAM, reports it.
 REPORTED = {"lm": "wikitext103", "vit": "cifar10", "seq2seq": "iwslt14"}

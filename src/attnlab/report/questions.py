@@ -15,7 +15,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from attnlab.config.compose import CONFIGS, completed, compose_config
+from attnlab.config.compose import CONFIGS, completed, compose_config, flatten
 from attnlab.config.messages import validate
 from attnlab.config.question import Question, questions
 from attnlab.config.schema import can_change_result
@@ -28,7 +28,6 @@ from attnlab.report.naming import arm_changes, typed
 from attnlab.report.registration import Registration, configs_at, registration
 from attnlab.report.statistics import Effect
 from attnlab.report.tuning import RATE, Tuning
-from attnlab.runs.files import flatten
 
 # Overrides that choose data of a kind, whichever: for runs on data without a YAML.
 ANY = {

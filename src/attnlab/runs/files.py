@@ -107,17 +107,6 @@ def write_atomic(path: Path, content: str | bytes, check: Check | None = None) -
         os.close(folder)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 def slug(text: str) -> str:
     """A text as part of a file name or an address."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")

@@ -11,11 +11,12 @@ from typing import Any
 
 import yaml
 
+from attnlab.config.compose import flatten
 from attnlab.config.schema import PLACE, Config, added_keys, can_change_result
 from attnlab.config.types import lies_in
 from attnlab.errors import BadInput
 from attnlab.runs.environment import stored_environment
-from attnlab.runs.files import Check, Ledger, flatten, read_json, write_atomic
+from attnlab.runs.files import Check, Ledger, read_json, write_atomic
 from attnlab.runs.lock import Lock
 
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from attnlab.config.compose import flatten
 from attnlab.config.schema import PER_ARM, UNHASHED, Config
 from attnlab.data.loader import Order
 from attnlab.errors import BadInput
 from attnlab.models.transformer import build_model
-from attnlab.runs.files import flatten
 from attnlab.sweeps.jobs import Job
 
 OWN = (
