@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import pytest
 import torch
-from forked import Program, default_signals
+from forked import ZYGOTE, Program, default_signals
 from hypothesis import HealthCheck, settings
 
 from attnlab.config import compose
@@ -102,12 +102,12 @@ def start(tmp_path, command, tmp_path_factory):
         *overrides: str, script: str = "train.py", processes: int = 1, **env: str
     ) -> Program | subprocess.Popen:
         words, whole_env = command(script, overrides, env)
-        if processes == 1 and (not env or env.keys() == Halts.KEYS):
-            written = tmp_path_factory.mktemp("written")
-            return Program(ROOT / script, words, tmp_path, whole_env, written)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        words = [*(torchrun if processes > 1 else []), str(ROOT / script), *words]
+        if not env or env.keys() == Halts.KEYS:
+            return Program(words, tmp_path, whole_env, tmp_path_factory.mktemp("written"))
         return subprocess.Popen(
-            [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / script), *words],
+            [sys.executable, *words],
             cwd=tmp_path,
             env=whole_env,
             stdout=subprocess.PIPE,
@@ -228,7 +228,8 @@ def rows_written(folder: Path) -> int:
 def children(pid: int) -> list[int]:
     """The processes that a process has started, by any of its threads, and that still run."""
     listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return sorted(int(child) for file in listed for child in file.read_text().split())
+    found = sorted(int(child) for file in listed for child in file.read_text().split())
+    return [child for child in found if Path(f"/proc/{child}/comm").read_text() != f"{ZYGOTE}\n"]
 
 
 def newest(folder: Path) -> Path:
