@@ -294,7 +294,7 @@ def directly(words: list[str]) -> None:
     """What train.py does, composing once: Hydra would do it three times, the longest part."""
     with cli.exit_on_failure():
         cli.check_overrides(words)
-        composed = compose.compose_config(words, hydra=True)
+        composed = compose.compose_config(words)
         cfg = validate(compose.plain(composed))
         run(cfg, compose.run_path(cfg, composed.hydra.run.dir))
 

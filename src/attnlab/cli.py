@@ -49,6 +49,7 @@ REFUSED = {  # of Hydra's own settings
     "hydra.sweep.subdir": _PLACE,
     "hydra.sweeper.max_batch_size": "launcher=joblib hydra.launcher.n_jobs=<n> runs n at a time",
 }
+DECIDE = ("experiment", "hydra.mode", "hydra.sweeper")  # whether there is a sweep, and which
 MANY = 50  # jobs: each takes some 0.1 s to check
 FOR_SWEEPS = re.compile(r"launcher=(?!process$)|\+*hydra\.launcher")
 
@@ -172,10 +173,10 @@ def _grid(overrides: list[str], sweep: bool) -> list[Override] | None:
             raise BadInput(f"{p.input_line}: must be one; for a sweep, -m and values with commas")
         if p.key_or_group in REFUSED:
             raise BadInput(f"{p.key_or_group}: {REFUSED[p.key_or_group]}")
-    groups = ("experiment", "hydra", "launcher")
-    deciding = [p.input_line for p in parsed if p.key_or_group.startswith(groups)]
+    one_run = "hydra.mode=RUN" in overrides  # as in each job of a sweep
+    deciding = [p.input_line for p in parsed if p.key_or_group.startswith(DECIDE) and not one_run]
     try:
-        hydra = compose_config(deciding, hydra=True).hydra if deciding else None
+        hydra = compose_config(deciding).hydra if deciding else None
         mode, grid = (hydra.mode, hydra.sweeper.params or {}) if hydra else (None, {})
     except Exception:  # Hydra's errors share no base class; _problems reports this one
         mode = None
@@ -216,7 +217,7 @@ def _problems(overrides: list[str]) -> Iterator[str]:
     overrides = [o for o in overrides if o not in set_by]
     while True:
         try:
-            composed = compose_config(overrides, hydra=True)
+            composed = compose_config(overrides)
             values, chosen = plain(composed), composed.hydra.run.dir
             break
         except Exception as error:  # Hydra's errors share no base class

@@ -21,17 +21,15 @@ CHECKOUT = None if (PACKAGE / "configs").is_dir() else PACKAGE.parents[1]
 CONFIGS = (CHECKOUT or PACKAGE) / "configs"
 
 
-def compose_config(
-    overrides: list[str], hydra: bool = False, configs: Path = CONFIGS
-) -> DictConfig:
-    """The configuration that Hydra composes; with `hydra`, including its own settings."""
-    return _compose(tuple(overrides), hydra, configs)
+def compose_config(overrides: list[str], configs: Path = CONFIGS) -> DictConfig:
+    """The configuration that Hydra composes, including its own settings."""
+    return _compose(tuple(overrides), configs)
 
 
-@functools.lru_cache(maxsize=512)  # of 0.1 to 0.2 s and 0.3 MB: a sweep asks twice for each job
-def _compose(overrides: tuple[str, ...], hydra: bool, configs: Path) -> DictConfig:
+@functools.lru_cache(maxsize=512)  # of 0.1 to 0.3 s and 0.3 MB: a sweep asks twice for each job
+def _compose(overrides: tuple[str, ...], configs: Path) -> DictConfig:
     with initialize_config_dir(str(configs), version_base="1.3"):
-        return compose("train", overrides=list(overrides), return_hydra_config=hydra)
+        return compose("train", overrides=list(overrides), return_hydra_config=True)
 
 
 # Sections that are no part of a run's configuration: Hydra's own, the switches of a protocol, to

@@ -45,7 +45,7 @@ def culprit(overrides: list[str], error: Exception) -> str | None:
     changes = None
     for override in reversed(overrides):  # what was typed last is most likely wrong
         try:
-            plain(compose_config([o for o in overrides if o != override], hydra=True))
+            plain(compose_config([o for o in overrides if o != override]))
             return override
         except Exception as other:
             if str(other) != str(error):

@@ -68,7 +68,7 @@ def compose_jobs(job_overrides: Iterable[Sequence[str]]) -> list[Job]:
     """
     jobs = []
     for overrides in job_overrides:
-        composed = compose_config(list(overrides), hydra=True)
+        composed = compose_config(list(overrides))
         cfg = validate(plain(composed))
         path = run_path(cfg, composed.hydra.run.dir)
         RunFolder(path, cfg).check_usable()

@@ -45,7 +45,7 @@ def arms() -> list[tuple[str, str, int]]:
     """Table, model and number of seeds of every arm."""
     found = []
     for table in TABLES:
-        grid = compose_config([f"experiment={table}"], hydra=True).hydra.sweeper.params
+        grid = compose_config([f"experiment={table}"]).hydra.sweeper.params
         seeds = len(str(grid["seed"]).split(","))
         found += [(table, model, seeds) for model in grid["model"].split(",")]
     return found
