@@ -36,6 +36,7 @@ pytest_plugins = ["made_runs"]  # its fixtures
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = sorted(p.stem for p in (compose.CONFIGS / "model").glob("*.yaml"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+READ_AT_START = {"PYTHONPATH", "LC_ALL"}  # of the environment, by python and what it imports first
 # The same examples every time, but for `make chaos`, and on a full machine as on an idle one.
 settings.register_profile(
     "same",
@@ -95,7 +96,7 @@ def command(tmp_path, cache) -> Callable:
 @pytest.fixture
 def start(tmp_path, command, tmp_path_factory):
     """Start train.py in an empty folder, as one process or as several by torchrun; returns what
-    subprocess.Popen does. What needs an environment of its own is started from nothing.
+    subprocess.Popen does. What needs another python environment is started from nothing.
     """
 
     def started(
@@ -104,7 +105,7 @@ def start(tmp_path, command, tmp_path_factory):
         words, whole_env = command(script, overrides, env)
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [*(torchrun if processes > 1 else []), str(ROOT / script), *words]
-        if not env or env.keys() == Halts.KEYS:
+        if "HALTS" in env or not env.keys() & READ_AT_START:
             return Program(words, tmp_path, whole_env, tmp_path_factory.mktemp("written"))
         return subprocess.Popen(
             [sys.executable, *words],
@@ -143,8 +144,6 @@ class Halts:
     "wait": only this thread stands still. If it is the main one it handles a signal there and
     then, while any thread of a halted process may take it later.
     """
-
-    KEYS = frozenset({"HALTS", "HALTS_FOLDER", "PYTHONPATH"})  # of `env`
 
     def __init__(self, folder: Path, *moments: tuple):
         self.folder = Path(tempfile.mkdtemp(prefix="halts-", dir=folder))

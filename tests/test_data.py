@@ -3,8 +3,6 @@ place.
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,16 +207,14 @@ def test_ids_of_a_tokenizer_may_have_gaps(text_rows, tmp_path):
     assert data.vocab == 70_001 and data.tokens["train"].max() == 70_000
 
 
-def test_two_processes_prepare_the_same_data_at_once(text_rows, tmp_path):
-    code = (
-        "import sys; sys.path.insert(0, 'tests');"
+def test_two_processes_prepare_the_same_data_at_once(text_rows, tmp_path, start):
+    script = tmp_path / "prepare.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, '{ROOT / 'tests'}');"
         "from test_data import wikitext; from pathlib import Path;"
         f"print(wikitext('{text_rows}', Path('{tmp_path}')).tokens['train'].sum())"
     )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    processes = [start(script=str(script)) for _ in range(2)]
     sums = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0] and sums[0] == sums[1]
     assert len(list(tmp_path.glob("wikitext2-*"))) == 1
