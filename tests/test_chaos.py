@@ -26,11 +26,11 @@ STEPS = 120
 RUN = [
     "scale=smoke",
     f"trainer.max_steps={STEPS}",
-    "trainer.eval_every=30",
+    "trainer.eval_every=60",
     "trainer.save_every=7",
     "trainer.batch_size=4",
     "trainer.micro_batch_size=2",
-    "arch.ffn_width=4000",  # a checkpoint of some MiB: time to be killed in
+    "arch.ffn_width=1000",  # a checkpoint of a MiB: time to be killed in
     "runtime.threads=1",
 ]
 IMAGES = ["data=cifar10", "data.validation_size=20", "data.path={image_rows}"]
