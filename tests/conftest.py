@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Two test processes share the cores, and a thread that spins while it waits keeps others from
+# Test processes share the cores, and a thread that spins while it waits keeps others from
 # working: 20 times slower. Must be there before torch is.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from attnlab.errors import BadInput
 from attnlab.runs.environment import source
 from attnlab.sweeps.estimate import steps_to_go
 from attnlab.sweeps.jobs import compose_jobs, with_baselines
+from attnlab.sweeps.local import Crew
 from attnlab.sweeps.pairing import differences, model_differences
 
 SMOKE = ("scale=smoke", "model.backend=eager")
@@ -195,6 +197,32 @@ def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
     assert {process.returncode for process in both} <= {0, 3}
     trained = sum(out.count(": finished after") - out.count("already finished:") for out in said)
     assert trained == 2 and len(list(tmp_path.glob("outputs/*/*/*/result.json"))) == 2
+
+
+def test_a_sweep_whose_last_job_runs_elsewhere_says_so(start, train, tmp_path):
+    run = ("data=nt", *SHORT, "seed=0")
+    halts = Halts(tmp_path, ("open a metrics.jsonl", 2))
+    process = start(*run, **halts.env)
+    halts.wait(process)  # it keeps its folder
+    code, out, err = train("-m", *run)
+    assert code == 3, err
+    assert ": runs elsewhere after" in out
+    assert "sweep: 0 of 1 finished, 1 elsewhere" in out
+    halts.go_on(process)
+    assert process.communicate(timeout=900) and process.returncode == 0
+
+
+@pytest.mark.parametrize(("at_once", "seen"), [(3, ["3", "3", "5"]), (1, ["3,5"])])
+def test_jobs_that_run_at_once_take_the_gpus_in_turn(at_once, seen, tmp_path, monkeypatch):
+    """One alone may use all of them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    all_run = f"echo $CUDA_VISIBLE_DEVICES > $$; until [ $(ls | wc -l) = {at_once} ]; do :; done"
+    command = ["sh", "-c", f"cd {tmp_path}; {all_run}"]
+    crew = Crew(at_once)
+    with ThreadPoolExecutor(at_once) as threads:
+        ends = list(threads.map(crew.run, [command] * at_once))
+    assert ends == [(0, "")] * at_once
+    assert sorted(file.read_text().strip() for file in tmp_path.iterdir()) == seen
 
 
 @pytest.mark.parametrize(
