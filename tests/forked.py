@@ -20,10 +20,17 @@ import threading
 import warnings
 from pathlib import Path
 
-# The server imports these once and forks; it computes nothing, so that no thread is lost. The last
-# one is what torch's optimizers import at their first use.
+# The server imports these once and forks; it computes nothing, so that no thread is lost.
+PRELOADED = [
+    "forked",
+    "attnlab.run",
+    "attnlab.commands.train",
+    "attnlab.data.images",
+    "attnlab.report.render",
+    "torch._dynamo",  # by torch's optimizers at their first use
+    "torch.distributed.run",
+]
 SERVER = multiprocessing.get_context("forkserver")
-PRELOADED = ["forked", "attnlab.run", "attnlab.commands.train", "torch._dynamo"]
 SERVER.set_forkserver_preload(PRELOADED)
 HALTING = Path(__file__).parent / "halting" / "sitecustomize.py"
 ZYGOTE = "zygote"  # how the kernel calls one: its comm in proc(5)
