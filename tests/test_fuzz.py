@@ -23,13 +23,10 @@ from conftest import ROOT, config
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from attnlab import cli
 from attnlab.config import compose
 from attnlab.config.compose import flatten
-from attnlab.config.messages import validate
 from attnlab.config.schema import Config
 from attnlab.errors import NonFinite, OutOfResources
-from attnlab.run import run
 
 EXAMPLES = int(os.environ.get("ATTNLAB_FUZZ", 25))
 SCHEMA = Config.model_json_schema()
@@ -270,33 +267,15 @@ def names(line: str, override: str) -> bool:
 def train_here(words: list[str]) -> tuple[int, str, str]:
     """train.py in this process; (exit code, stdout, stderr). An exception is a traceback there."""
     out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            if any(word.startswith(("-", "hydra.run.dir")) for word in words):
-                by_hydra(words)
-            else:
-                directly(words)
-    except SystemExit as end:
-        return end.code, out.getvalue(), err.getvalue()
-    return 0, out.getvalue(), err.getvalue()
-
-
-def by_hydra(words: list[str]) -> None:
-    """All of train.py: Hydra reads options and makes hydra.run.dir."""
     argv, sys.argv = sys.argv, ["train.py", *words]
     try:
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    except SystemExit as end:
+        return end.code, out.getvalue(), err.getvalue()
     finally:
         sys.argv = argv
-
-
-def directly(words: list[str]) -> None:
-    """What train.py does, composing once: Hydra would do it three times, the longest part."""
-    with cli.exit_on_failure():
-        cli.check_overrides(words)
-        composed = compose.compose_config(words)
-        cfg = validate(compose.plain(composed))
-        run(cfg, compose.run_path(cfg, composed.hydra.run.dir))
+    return 0, out.getvalue(), err.getvalue()
 
 
 def check_end(words: list[str], drawn: list[str]) -> int:

@@ -1,21 +1,21 @@
 """The command line around a run: all problems are reported at once before anything is touched.
 
 `check_overrides` composes the configuration (of every job in a sweep) as Hydra will, and reports
-everything that is wrong. Only then does Hydra start the job, so bad input never leaves a folder
-behind.
+everything that is wrong. Only then is anything started, so bad input never leaves a folder behind.
 """
 
 import contextlib
+import inspect
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
@@ -55,12 +55,14 @@ FOR_SWEEPS = re.compile(r"launcher=(?!process$)|\+*hydra\.launcher")
 
 
 def guard(main: Callable[[], None]) -> None:
-    """Check the command line, then run `main`, a function that Hydra wraps."""
+    """Check the command line, then run `main`, a function that Hydra wraps. One run is started
+    without Hydra, which would compose its configuration twice more.
+    """
     to_stderr()
     parser = get_args_parser()
     parser.error = _refuse
-    new: list[Path] = []
     scratch = contextlib.ExitStack()
+    alone = False
     with exit_on_failure():
         dashed = [word for word in sys.argv[1:] if re.match(r"-\w.*=", word)]
         if dashed:  # argparse would take -protocol=released for -p
@@ -80,23 +82,22 @@ def guard(main: Callable[[], None]) -> None:
             if check_overrides(args.overrides, sweep=args.multirun):
                 sys.argv = [_of_jobs(w) if w in args.overrides else w for w in sys.argv]
                 sys.argv.append(f"hydra.sweep.dir={scratch.enter_context(TemporaryDirectory())}")
-            new = _folders_to_come(args.overrides)
+            elif not (args.cfg or args.package or args.experimental_rerun):
+                alone = not any(map(_of_hydra, _parsed(args.overrides)))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # a defect of ours shows its full traceback
+    if alone:
+        composed = compose_config(args.overrides)
+        HydraConfig.instance().set_config(composed)
+        inspect.unwrap(main)(composed)
+        return
     with scratch:
-        try:
-            main()
-        except SystemExit as ends:
-            for folder in new if ends.code == BadInput.exit_code else ():
-                with contextlib.suppress(OSError):  # it holds something
-                    folder.rmdir()
-            raise
+        main()
 
 
-def _folders_to_come(overrides: list[str]) -> list[Path]:
-    """Those that Hydra makes for hydra.run.dir before anything is checked; innermost first."""
-    chosen = [p.value() for p in _parsed(overrides) if p.key_or_group == "hydra.run.dir"]
-    path = Path(str(chosen[-1]) if chosen else ".").absolute()
-    return [folder for folder in (path, *path.parents) if not folder.exists()]
+def _of_hydra(parsed: Override) -> bool:
+    """Whether it sets something of Hydra's own, but for what the package reads itself."""
+    key = parsed.key_or_group
+    return key.startswith("hydra") and key not in ("hydra.run.dir", "hydra.mode")
 
 
 def _of_jobs(override: str) -> str:

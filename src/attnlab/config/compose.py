@@ -28,7 +28,7 @@ def compose_config(overrides: list[str], configs: Path = CONFIGS) -> DictConfig:
 
 @functools.lru_cache(maxsize=512)  # of 0.1 to 0.3 s and 0.3 MB: a sweep asks twice for each job
 def _compose(overrides: tuple[str, ...], configs: Path) -> DictConfig:
-    with initialize_config_dir(str(configs), version_base="1.3"):
+    with initialize_config_dir(str(configs), "train", version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=True)
 
 
