@@ -34,12 +34,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(PRELOADED)
 HALTING = Path(__file__).parent / "halting" / "sitecustomize.py"
 ZYGOTE = "zygote"  # how the kernel calls one: its comm in proc(5)
-TO_GROUP = (
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # signals for a whole group
+TO_GROUP = signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1  # all of a group get them
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
