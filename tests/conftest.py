@@ -228,7 +228,15 @@ def children(pid: int) -> list[int]:
     """The processes that a process has started, by any of its threads, and that still run."""
     listed = Path(f"/proc/{pid}/task").glob("*/children")
     found = sorted(int(child) for file in listed for child in file.read_text().split())
-    return [child for child in found if Path(f"/proc/{child}/comm").read_text() != f"{ZYGOTE}\n"]
+    return [child for child in found if _comm(child) not in ("", ZYGOTE)]
+
+
+def _comm(pid: int) -> str:
+    """What the kernel calls a process; empty if it has just ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def newest(folder: Path) -> Path:

@@ -104,9 +104,9 @@ class Zygote:
     def fork_exec(self, args, executables, close_fds, pass_fds, cwd, env, *rest) -> int:
         """In place of `subprocess._fork_exec`; the id of the new process."""
         stdin, _, _, stdout, _, stderr, _, _, _, new_session, *_, before, _ = rest
-        if os.fsdecode(args[0]) != sys.executable or before:
+        program, *words = map(os.fsdecode, args)
+        if program != sys.executable or "-c" in words or before:
             return self._exec(args, executables, close_fds, pass_fds, cwd, env, *rest)
-        words = [os.fsdecode(word) for word in args[1:]]
         pairs = [os.fsdecode(pair).split("=", 1) for pair in env or ()]
         asked = words, dict(pairs if env else os.environ), cwd or os.getcwd(), new_session
         files = [i if file == -1 else file for i, file in enumerate((stdin, stdout, stderr))]

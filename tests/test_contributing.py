@@ -43,12 +43,10 @@ def copy(tmp_path_factory) -> Path:
 
 
 def test_a_mechanism_is_a_file_a_section_and_a_yaml(start, copy, cache):
-    words = (
-        "model=cosine data=digits scale=smoke model.layers=[1] model.scale=2.0 model.per_head=true"
-    )
+    words = "model=cosine model.layers=[1] model.scale=2.0 model.per_head=true"
+    words += " data=digits scale=smoke trainer.diagnostics=true logger=none"
     process = start(
-        *words.split(), "data=digits", "scale=smoke", "trainer.diagnostics=true",
-        f"runtime.cache={cache}", "logger=none",
+        *words.split(), f"runtime.cache={cache}",
         script=str(copy / "train.py"), PYTHONPATH=str(copy / "src"),
     )  # fmt: skip
     out, err = process.communicate(timeout=900)

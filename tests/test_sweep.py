@@ -216,8 +216,8 @@ def test_a_sweep_whose_last_job_runs_elsewhere_says_so(start, train, tmp_path):
 def test_jobs_that_run_at_once_take_the_gpus_in_turn(at_once, seen, tmp_path, monkeypatch):
     """One alone may use all of them."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    all_run = f"echo $CUDA_VISIBLE_DEVICES > $$; until [ $(ls | wc -l) = {at_once} ]; do :; done"
-    command = ["sh", "-c", f"cd {tmp_path}; {all_run}"]
+    wait = f"until [ $(ls | wc -l) = {at_once} ]; do sleep 0.01; done"
+    command = ["sh", "-c", f"cd {tmp_path}; echo $CUDA_VISIBLE_DEVICES > $$; {wait}"]
     crew = Crew(at_once)
     with ThreadPoolExecutor(at_once) as threads:
         ends = list(threads.map(crew.run, [command] * at_once))
