@@ -2,21 +2,16 @@
 
     effects.png    the effect of every arm of the miniatures over the dot product, with intervals
     kernels.png    time of attention over the number of tokens, relative to the dot product's
-    report.png     the head of the report on the miniatures, as a browser shows it; needs chromium
 
 Fonts are large: a phone shows the pictures 350 pixels wide.
 """
 
 import json
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 from attnlab.commands.arguments import main_with
 from attnlab.errors import BadInput
 
-BROWSER = "chromium"
 KERNELS = {  # (case, backend) -> what the legend says, and how it is drawn
     ("released_d2", "algorithm_1"): ("Algorithm 1 as printed", {"color": "C3", "linestyle": "--"}),
     ("dot_product", "sdpa"): ("dot product (torch)", {"color": "black", "linewidth": 3}),
@@ -33,7 +28,6 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
 
         from attnlab.report.collect import collect
         from attnlab.report.compare import comparisons
-        from attnlab.report.render import report
         from attnlab.report.tuning import tunings
     except ModuleNotFoundError as error:
         raise BadInput(f"pictures need {error.name}: pip install 'attnlab[report]'") from None
@@ -42,13 +36,6 @@ def main(results: Path = Path("results"), out: Path = Path("docs/pictures")) -> 
     _, evidence = tunings(collect(results / "mini"))
     effects(plt, comparisons(evidence), out / "effects.png")
     kernels(plt, json.loads((results / "kernels" / "cpu-over-n.json").read_text()), out)
-    if not shutil.which(BROWSER):
-        print(f"{out / 'report.png'} is left as it is: there is no {BROWSER}")
-        return
-    plt.rcdefaults()
-    with tempfile.TemporaryDirectory() as temporary:
-        report(results / "mini", Path(temporary))
-        screenshot(Path(temporary) / "index.html", out / "report.png")
 
 
 def effects(plt, found: list, file: Path) -> None:
@@ -100,15 +87,6 @@ def kernels(plt, rows: list[dict], out: Path) -> None:
     axis.set_title("attention on CPU, forward and backward", fontsize=15, loc="left")
     figure.savefig(out / "kernels.png", dpi=130)
     plt.close(figure)
-
-
-def screenshot(page: Path, file: Path) -> None:
-    """The upper part of a page in a window 900 pixels wide."""
-    flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --virtual-time-budget=5000"
-    command = [BROWSER, *flags.split(), "--window-size=900,720", f"--screenshot={file.resolve()}"]
-    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True)
-    if done.returncode or not file.exists():
-        raise BadInput(f"{BROWSER}: {done.stderr.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_the_sentence_follows_the_registered_rule(effects, said):
 
 def test_missing_runs_leave_it_undecided_however_clear_the_others_are():
     answer = controls({"as_published": (2.2, 0.0), "else": (0.0, 0.0)}, seeds=range(10, 14))
-    assert conclusion(answer) == "Undecided: 60 of 75 registered runs are finished."
+    assert conclusion(answer) == "Undecided: 60 of 75 registered runs have a result."
 
 
 def test_seeds_are_planned_from_effects_that_can_be_equivalent():

@@ -10,8 +10,9 @@ from attnlab import cli
 from attnlab.config.measures import ACCURACY, PERPLEXITY
 from attnlab.config.tuning import Tuning
 from attnlab.errors import BadInput
-from attnlab.report.answer_text import notes
+from attnlab.report.answer_text import notes, registered, registered_at_own_rates
 from attnlab.report.collect import collect
+from attnlab.report.compare import comparisons
 from attnlab.report.questions import answers
 from attnlab.report.statistics import effect_of
 from attnlab.report.tuning import notes as tuning_notes
@@ -249,6 +250,24 @@ def test_trials_that_all_diverged_are_said_again(tmp_path, cache, capsys):
     for _ in range(2):  # the second time nothing is left to run
         assert tune(jobs, Tuning(seeds=[7], factors=[1, 2]), diverge) == FAILED
         assert "tune.factors needs smaller ones" in capsys.readouterr().out
+
+
+def test_a_registered_effect_at_own_rates_stands_in_the_answer_alone():
+    """Two arms have the common rate for their own, the dot product has another one: no comparison
+    judges their runs again at a laxer level, and no table shows a narrower interval.
+    """
+    runs = tuned("dot_product", {0.003: 0.97, 0.006: 0.99})
+    for arm in ("expressive", "expressive_tempered"):
+        runs += tuned(arm, {0.003: 0.98, 0.006: 0.95})
+    (found,), rest = tunings(runs)
+    (answer,) = (a for a in answers(rest, [found]) if a.tunings)
+    answer.deviations.clear()  # the runs have no commit
+    asked = dict.fromkeys(("expressive", "expressive_tempered"), "ladder_fair")
+    assert registered_at_own_rates(found, [answer]) == asked
+    at_common = next(c for c in comparisons(rest) if c.config["trainer.lr"] == 0.003)
+    assert registered(at_common, [answer]) == asked
+    found.registered = asked
+    assert [row[-2] for row in table(found).rows[1:]] == ["see question ladder_fair"] * 2
 
 
 def test_other_tuning_seeds_than_the_registered_ones_are_exploratory():

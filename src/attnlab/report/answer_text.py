@@ -2,7 +2,13 @@
 
 from attnlab.config.measures import quantity
 from attnlab.report import statistics
-from attnlab.report.compare import Arm, Comparison, fingerprints, samples_tested
+from attnlab.report.compare import (
+    Arm,
+    Comparison,
+    baseline_of,
+    fingerprints,
+    samples_tested,
+)
 from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
 from attnlab.report.questions import Answer
@@ -17,7 +23,7 @@ from attnlab.report.run_notes import (
     selection,
 )
 from attnlab.report.tables import DASH, Table, effect_text
-from attnlab.report.tuning import edges
+from attnlab.report.tuning import Tuning, edges
 from attnlab.report.verdicts import Verdict, verdict
 
 RATES = {"common": "one for all arms", "own": "each arm's own, chosen by its trials"}
@@ -135,7 +141,8 @@ def notes(answer: Answer) -> list[str]:
         said.append(f"WARNING: exploratory, because this is not what was registered: {reasons}.")
     if answer.missing:
         of = len(answer.runs) + answer.missing
-        said.append(f"{len(answer.runs)} of {of} registered runs are finished.")
+        ended = f"; {len(answer.failed)} ended without one" if answer.failed else ""
+        said.append(f"{len(answer.runs)} of {of} registered runs have a result{ended}.")
     said += failures(answer.failed)
     said += repeats(answer.repeated)
     said += code_changes(answer.runs)
@@ -200,10 +207,11 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
     """
     covered: dict[str, str] = {}
     base = comparison.baseline
-    for answer in (answer for answer in found if not answer.deviations):
-        if base is None or base.own["model.name"] not in answer.question.controls:
+    for answer in _against(base, found):
+        if answer.question.measure is not comparison.measure:
             continue
-        if answer.question.measure is not comparison.measure or not _counts(answer, base):
+        # at own rates the baseline of the answer may have another rate than here
+        if not _counts(answer, base) and answer.question.learning_rate == "common":
             continue
         for arm in comparison.judged:
             treated = arm.own["model.name"] in answer.question.treated
@@ -213,6 +221,26 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
             if treated and _counts(answer, arm):
                 covered[arm.label] = answer.experiment
     return covered
+
+
+def registered_at_own_rates(tuning: Tuning, found: list[Answer]) -> dict[str, str]:
+    """The same of the effects at each arm's own rate."""
+    base = baseline_of([tuned.arm for tuned in tuning.arms])
+    return {
+        tuned.arm.label: answer.experiment
+        for answer in _against(base, found)
+        if any(other is tuning for other in answer.tunings)
+        for tuned in tuning.arms
+        if tuned.arm.own["model.name"] in answer.question.treated
+        if tuned.own and tuned.own.rate in tuned.fresh
+        if _counts(answer, tuned.fresh[tuned.own.rate])
+    }
+
+
+def _against(base: Arm | None, found: list[Answer]) -> list[Answer]:
+    """The answers as registered that compare with this arm."""
+    asked = [answer for answer in found if base and not answer.deviations]
+    return [a for a in asked if base.own["model.name"] in a.question.controls]
 
 
 def _counts(answer: Answer, arm: Arm) -> bool:

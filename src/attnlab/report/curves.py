@@ -18,7 +18,7 @@ DASHES = ("solid", "dash", "dashdot", "dot")
 WIDE = 10  # perplexities that span more are drawn on a logarithmic axis
 SPLITS = {"val": "validation", "test": "test"}
 SATURATION = {
-    "saturated": "layer 0: rows with more than 0.99 on one key, %",
+    "saturated": "layer 0: saturated rows, %",
     "normalized_entropy": "layer 0: entropy, % of uniform",
 }
 MOST_ARMS = len(KNOWN) + len(OTHERS)

@@ -85,6 +85,8 @@ def plot_curves(curves: Curves, stem: Path) -> None:
     axis.set_title(textwrap.fill(curves.title, 90), fontsize=10)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+    if curves.x_label == "epoch":
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     _legend(figure, *axis.get_legend_handles_labels(), most=3)
     _save(figure, stem)
 
@@ -237,7 +239,7 @@ def plot_ladder(ladder: Ladder, stem: Path) -> None:
     level, a column for each arm; solved levels are bold.
     """
     arms, levels = list(ladder.accuracy), ladder.levels
-    size = (2.2 + max(4.0, 1.1 * len(arms)), 1.7 + 0.42 * len(levels))
+    size = (2.2 + max(4.0, 1.3 * len(arms)), 1.7 + 0.42 * len(levels))
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     lowest = [[ladder.lowest(arm, level) for arm in arms] for level in levels]
     values = np.array(lowest, dtype=float)  # nan where there is no run

@@ -26,8 +26,11 @@ class Forest:
 
 
 def of_comparison(comparison: Comparison) -> Forest | None:
-    """Every compared arm over the dot product; None where no effect has an interval."""
-    return _forest(comparison.title, list(comparison.effects.items()), None, comparison.measure)
+    """Every compared arm over the dot product, but for those that a question judges, which has a
+    picture of its own; None where no effect has an interval.
+    """
+    rows = [(arm, e) for arm, e in comparison.effects.items() if arm not in comparison.registered]
+    return _forest(comparison.title, rows, None, comparison.measure)
 
 
 def of_answer(answer: Answer) -> Forest | None:

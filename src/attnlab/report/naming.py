@@ -29,7 +29,7 @@ FREE = {
 # By WikiText, which has its splits, and the paper's tokenizer, which has its vocabulary.
 UNUSED = {"data.validation_size", "data.test_size", "data.alphabet_size", "data.vocab_size"}
 SECTIONS = ((Arch, "arch"), (Model, "model"))  # what makes an arm
-MOST_KEYS = 4  # named in a title
+MOST_KEYS = 4  # named in a title, unless two would be the same
 # By data.config. WikiText-2 has the same test text, a fiftieth of the training text.
 ORIENTATION = {"wikitext-2-v1": "wikitext-103-v1"}
 
@@ -63,7 +63,12 @@ def titles(configs: list[dict[str, Any]]) -> list[str]:
     for config in configs:
         kinds.setdefault(kind(config), []).append(config)
     keys = {name: differing(members) for name, members in kinds.items()}
-    return [_title(config, keys[kind(config)]) for config in configs]
+    short = [_title(config, keys[kind(config)], MOST_KEYS) for config in configs]
+    alike = Counter(short)
+    return [
+        title if alike[title] == 1 else _title(config, keys[kind(config)], len(config))
+        for title, config in zip(short, configs, strict=True)
+    ]
 
 
 def slugs(names: Iterable[str]) -> list[str]:
@@ -78,10 +83,10 @@ def slugs(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _title(config: dict[str, Any], keys: list[str]) -> str:
+def _title(config: dict[str, Any], keys: list[str], most: int) -> str:
     said = [f"{key}={typed(config[key])}" for key in keys if key in config]
-    if len(said) > MOST_KEYS:
-        said = [*said[:MOST_KEYS], f"and {len(said) - MOST_KEYS} more keys"]
+    if more := len(said[most:]):
+        said = [*said[:most], f"and {more} more key{'s' * (more > 1)}"]
     return kind(config) + (f" ({', '.join(said)})" if said else "")
 
 

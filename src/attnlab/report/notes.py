@@ -152,7 +152,7 @@ def _intervals(comparison: Comparison) -> str:
             " Their standard error is at least that of drawing the test samples, which all seeds "
             "share."
         )
-    if len(effects) > 1:
+    if len(effects) > 1 and comparison.effects.keys() - comparison.registered.keys():
         text += (
             f" The {len(effects)} intervals are simultaneous 95 % intervals (Bonferroni), and p "
             "is corrected by Holm's method; the verdict follows the interval."

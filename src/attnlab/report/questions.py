@@ -276,8 +276,8 @@ def _deviations(
     keys = [k for k in expected | place if expected.get(k) != place.get(k) and k != VERSION]
     for key in keys[:MOST_NAMED]:
         yield f"{key}={typed(place.get(key))} instead of {typed(expected.get(key))}"
-    if len(keys) > MOST_NAMED:
-        yield f"{len(keys) - MOST_NAMED} more keys differ"
+    if more := len(keys[MOST_NAMED:]):
+        yield f"{more} more keys differ" if more > 1 else "one more key differs"
 
 
 @functools.cache

@@ -109,6 +109,8 @@ def report(root: Path, out: Path) -> None:
         asked = _try("What was asked", failed, answers, compared, tuned)
         for comparison in found:
             comparison.registered = answer_text.registered(comparison, asked)
+        for each in tuned:
+            each.registered = answer_text.registered_at_own_rates(each, asked)
 
         def parts(of: list, section: Callable) -> list:
             return [made for each in of for made in _try(each.title, failed, section, each, out)]

@@ -64,7 +64,7 @@ def conclusion(answer: Answer) -> str:
         return ""
     if answer.missing:
         of = len(answer.runs) + answer.missing
-        return f"Undecided: {len(answer.runs)} of {of} registered runs are finished."
+        return f"Undecided: {len(answer.runs)} of {of} registered runs have a result."
     if any(contrast.effect is None for contrast in answer.contrasts):
         return "Undecided: the runs used different data."
     return rule(answer)

@@ -1,5 +1,6 @@
 """What a reader must know of the runs behind a comparison or an answer, in sentences."""
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,7 +35,8 @@ def differences(arms: dict[str, dict[str, Any]]) -> Iterable[str]:
 def failures(failed: list[Run]) -> Iterable[str]:
     """A warning: which runs fail may depend on the arm, and those left may be the better ones."""
     if failed:
-        named = [f"{run.config['model.name']} seed {run.config['seed']}" for run in failed]
+        names = Counter(f"{run.config['model.name']} seed {run.config['seed']}" for run in failed)
+        named = [name if n == 1 else f"{name} ({n} runs)" for name, n in names.items()]
         kinds = {run.cause.partition(":")[0] for run in failed}
         causes = ", ".join(sorted(filter(str.isidentifier, kinds)))  # such as NonFinite
         yield (

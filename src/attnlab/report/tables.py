@@ -71,21 +71,23 @@ def _escape(text: str) -> str:
 
 def results(comparison: Comparison) -> Table:
     """Ours, the published effect, our effect, its p, the verdict and n; a row for each arm."""
+    shown = {k: e for k, e in comparison.effects.items() if k not in comparison.registered}
     columns = {
         "model": "text",
         f"test {comparison.measure.name}": "number",
         "published effect": "number",
-        f"effect over dot product{_level(comparison.effects)}": "number",
+        f"effect over dot product{level_text(shown)}": "number",
         "p (Holm)": "number",
         "verdict": "text",
     }
     if second := comparison.effects_over_uniform:
-        columns[f"effect over uniform{_level(second)}"] = "number"
+        columns[f"effect over uniform{level_text(second)}"] = "number"
     columns["n"] = "number"
     return Table(columns, [_result(comparison, arm) for arm in comparison.arms])
 
 
-def _level(effects: dict[str, Effect]) -> str:
+def level_text(effects: dict[str, Effect]) -> str:
+    """As part of a heading: the level of their intervals; empty without intervals."""
     tested = [effect for effect in effects.values() if effect.sd is not None]
     return f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
 
@@ -106,9 +108,10 @@ def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str
         return ["", "baseline", "", ""]
     if effect:
         p = DASH if effect.p_holm is None else _p(effect.p_holm)
-        asked = comparison.registered.get(arm.label)
-        word = f"see question {asked}" if asked else judge(arm, effect).word
-        return [_published(arm), effect_text(effect), p, word]
+        if asked := comparison.registered.get(arm.label):  # whose interval may be another one
+            mean = f"{effect.mean:+.2f} {effect.unit}"
+            return [_published(arm), mean, "", f"see question {asked}"]
+        return [_published(arm), effect_text(effect), p, judge(arm, effect).word]
     if comparison.ablation and not arm.ablation:
         return [_published(arm), _mean_effect(comparison, arm), "", "see above"]
     return [_published(arm), DASH, DASH, DASH if arm.counted else "no finished run"]

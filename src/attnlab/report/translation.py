@@ -5,7 +5,7 @@ from statistics import fmean
 from attnlab.config.measures import BLEU
 from attnlab.report import published, statistics
 from attnlab.report.compare import Arm, Comparison
-from attnlab.report.tables import DASH, Cell, Table
+from attnlab.report.tables import DASH, Cell, Table, effect_text, level_text
 
 SCORES = {"BLEU": "test/bleu", "chrF": "test/chrf", "validation BLEU": "best/val/bleu"}
 SHOWN = 3  # sample sentences
@@ -18,10 +18,8 @@ def table(comparison: Comparison) -> Table:
     columns = {"model": "text", **dict.fromkeys(SCORES, "number")}
     arms = [arm for arm in comparison.arms if _values(arm, SCORES["BLEU"])]
     effects = _effects(comparison)
-    tested = [effect for effect in effects.values() if effect.sd is not None]
-    level = f" ({100 * tested[0].level:.4g} % interval)" if tested else ""
     columns |= {
-        f"BLEU over dot product{level}": "number",
+        f"BLEU over dot product{level_text(effects)}": "number",
         "published BLEU": "number",
         "n": "number",
     }
@@ -43,8 +41,7 @@ def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> 
     cells = [_mean(list(_values(arm, key).values())) for key in SCORES.values()]
     over = "baseline" if arm is comparison.baseline else DASH
     if effect:
-        interval = "" if effect.sd is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]"
-        over = f"{effect.mean:+.2f}{interval}"
+        over = effect_text(effect)
     known = published.BLEU.get(arm.config["data.name"], {}).get(arm.label)
     theirs = DASH if known is None else f"({known:.2f}, orientation)"
     return [arm.label, *cells, over, theirs, str(len(arm.counted))]

@@ -6,7 +6,7 @@ Trials choose a rate and do nothing else: a run with a seed of theirs is in no e
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +29,7 @@ from attnlab.report.tables import DASH, Table, effect_text
 from attnlab.sweeps.tuning import Choice, choose
 
 RATE = "trainer.lr"
+WIDE = 2  # perplexities that span more are drawn on a logarithmic axis
 Values = dict[int, float]  # seed -> test metric
 
 
@@ -54,7 +55,7 @@ class Tuned:
 class Tuning:
     """Arms whose runs agree in everything but arm, seed and learning rate. common: the rate of
     `shared` with most runs; None without one. at_common, at_own: effects over the dot product by
-    label.
+    label. registered: label -> the question that judges its effect at own rates.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Tuning:
     common: float | None
     at_common: dict[str, Effect]
     at_own: dict[str, Effect]
+    registered: dict[str, str] = field(default_factory=dict)
 
     @property
     def rates(self) -> list[float]:
@@ -229,11 +231,15 @@ def _row(tuning: Tuning, tuned: Tuned) -> list[str]:
     own = tuned.why_none
     if tuned.own:
         own = f"{tuned.own.rate:g}" + (" (edge of the grid)" if tuned.own.at_edge else "")
-    effects = [_effect(e.get(tuned.arm.label)) for e in (tuning.at_common, tuning.at_own)]
+    label = tuned.arm.label
+    effects = [_effect(e.get(label)) for e in (tuning.at_common, tuning.at_own)]
+    if asked := tuning.registered.get(label):
+        elsewhere = f"see question {asked}"  # whose interval is another one
+        effects = [elsewhere if tuned.own.rate == tuning.common else effects[0], elsewhere]
     if tuned.arm is baseline_of([t.arm for t in tuning.arms]):
         effects = ["baseline", "baseline"]
     n = len(tuned.at(tuned.own.rate)) if tuned.own else 0
-    return [tuned.arm.label, *responses, own, *effects, str(n)]
+    return [label, *responses, own, *effects, str(n)]
 
 
 def _mean(response: Values, measure: Measure) -> str:
@@ -297,7 +303,7 @@ def curves(tuning: Tuning) -> Curves:
             curve.high.append(factor * max(values))
         drawn.append(curve)
     y = [value for curve in drawn for value in curve.mean]
-    log = tuning.measure is PERPLEXITY and bool(y) and max(y) > 10 * min(y)
+    log = tuning.measure is PERPLEXITY and bool(y) and max(y) > WIDE * min(y)
     label = f"best validation {tuning.measure.axis}"
     left_out = [tuned.arm.label for tuned in tuning.arms[MOST_ARMS:]]
     return Curves(tuning.title, "learning rate", label, log, drawn, left_out, x_log=True)
