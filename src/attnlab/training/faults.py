@@ -150,8 +150,8 @@ def smaller_micro_batch(trainer: Trainer, peak: float, params: int) -> str:
     fixed = min(4 * 4 * params / 2**20, peak)
     need = fixed + (peak - fixed) * fits[-1] / micro
     return (
-        f"try trainer.micro_batch_size={fits[-1]}, which changes the result by rounding only and "
-        f"needs about {need:,.0f} MiB; "
+        f"try trainer.micro_batch_size={fits[-1]}, which draws other dropout masks, rounds "
+        f"otherwise, and needs about {need:,.0f} MiB; "
     )
 
 

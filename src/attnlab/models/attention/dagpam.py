@@ -65,7 +65,7 @@ class DualAttention(Attention):
             masked_softmax(x @ k.mT / math.sqrt(q.shape[-1]), visible, bias)
             for x in (q, self.negative_query(q.relu()))
         )
-        gain, loss = self.lambdas.value
+        gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits
         return (1 + gain) * plus - loss * minus
 
     def forward(
@@ -85,5 +85,5 @@ class DualAttention(Attention):
             dot_product(x.to(v.dtype), k.to(v.dtype), v, causal, mask, bias)
             for x in (q, self.negative_query(q.relu()))
         )
-        gain, loss = at_least_float32(self.lambdas.value)  # 1 + gain may be 1 in 16 bits
+        gain, loss = at_least_float32(self.lambdas.value)
         return ((1 + gain) * plus - loss * minus).to(v.dtype)

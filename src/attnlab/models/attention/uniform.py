@@ -2,6 +2,8 @@
 
     a_ij = 1 / (number of keys that query i sees)
 
+With ALiBi the scores are its bias alone, so near keys weigh more.
+
 What another mechanism gains over it is due to scores; what it gains itself over the dot product is
 not.
 """
