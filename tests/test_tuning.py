@@ -1,5 +1,6 @@
 """Learning rates: how they are chosen, what a tuned sweep runs, and what its report says."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,8 +16,9 @@ from attnlab.report.collect import collect
 from attnlab.report.compare import comparisons
 from attnlab.report.questions import answers
 from attnlab.report.statistics import effect_of
-from attnlab.report.tuning import notes as tuning_notes
-from attnlab.report.tuning import table, tunings
+from attnlab.report.tuning import tunings
+from attnlab.report.tuning_text import notes as tuning_notes
+from attnlab.report.tuning_text import table
 from attnlab.sweeps.jobs import FAILED, compose_jobs
 from attnlab.sweeps.tuning import Choice, choose, tune
 
@@ -264,6 +266,9 @@ def test_a_registered_effect_at_own_rates_stands_in_the_answer_alone():
     answer.deviations.clear()  # the runs have no commit
     asked = dict.fromkeys(("expressive", "expressive_tempered"), "ladder_fair")
     assert registered_at_own_rates(found, [answer]) == asked
+    in_other_units = dataclasses.replace(found, measure=PERPLEXITY)
+    answer.tunings.append(in_other_units)
+    assert registered_at_own_rates(in_other_units, [answer]) == {}
     at_common = next(c for c in comparisons(rest) if c.config["trainer.lr"] == 0.003)
     assert registered(at_common, [answer]) == asked
     found.registered = asked

@@ -1,14 +1,8 @@
 """What a report says of a registered question: quoted, answered, and marked where exploratory."""
 
-from attnlab.config.measures import quantity
+from attnlab.config.measures import Measure, quantity
 from attnlab.report import statistics
-from attnlab.report.compare import (
-    Arm,
-    Comparison,
-    baseline_of,
-    fingerprints,
-    samples_tested,
-)
+from attnlab.report.compare import Arm, Comparison, baseline_of, fingerprints, samples_tested
 from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
 from attnlab.report.questions import Answer
@@ -23,7 +17,8 @@ from attnlab.report.run_notes import (
     selection,
 )
 from attnlab.report.tables import DASH, Table, effect_text
-from attnlab.report.tuning import Tuning, edges
+from attnlab.report.tuning import Tuning
+from attnlab.report.tuning_text import edges
 from attnlab.report.verdicts import Verdict, verdict
 
 RATES = {"common": "one for all arms", "own": "each arm's own, chosen by its trials"}
@@ -207,9 +202,7 @@ def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
     """
     covered: dict[str, str] = {}
     base = comparison.baseline
-    for answer in _against(base, found):
-        if answer.question.measure is not comparison.measure:
-            continue
+    for answer in _against(base, comparison.measure, found):
         # at own rates the baseline of the answer may have another rate than here
         if not _counts(answer, base) and answer.question.learning_rate == "common":
             continue
@@ -228,7 +221,7 @@ def registered_at_own_rates(tuning: Tuning, found: list[Answer]) -> dict[str, st
     base = baseline_of([tuned.arm for tuned in tuning.arms])
     return {
         tuned.arm.label: answer.experiment
-        for answer in _against(base, found)
+        for answer in _against(base, tuning.measure, found)
         if any(other is tuning for other in answer.tunings)
         for tuned in tuning.arms
         if tuned.arm.own["model.name"] in answer.question.treated
@@ -237,9 +230,11 @@ def registered_at_own_rates(tuning: Tuning, found: list[Answer]) -> dict[str, st
     }
 
 
-def _against(base: Arm | None, found: list[Answer]) -> list[Answer]:
-    """The answers as registered that compare with this arm."""
-    asked = [answer for answer in found if base and not answer.deviations]
+def _against(base: Arm | None, measure: Measure, found: list[Answer]) -> list[Answer]:
+    """The answers as registered that compare with this arm in this measure."""
+    if base is None:
+        return []
+    asked = [a for a in found if not a.deviations and a.question.measure is measure]
     return [a for a in asked if base.own["model.name"] in a.question.controls]
 
 

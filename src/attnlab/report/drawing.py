@@ -15,7 +15,7 @@ from attnlab.report.ladder import Ladder
 from attnlab.report.questions import Answer
 from attnlab.report.surface import chosen, surface
 from attnlab.report.tuning import Tuning
-from attnlab.report.tuning import curves as curves_of_tuning
+from attnlab.report.tuning_text import curves as curves_of_tuning
 
 
 @dataclass

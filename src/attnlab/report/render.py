@@ -10,7 +10,17 @@ from markupsafe import Markup
 
 from attnlab.config.schema import CODE_VERSION
 from attnlab.errors import BadInput
-from attnlab.report import answer_text, depth, health, ladder, notes, tables, translation, tuning
+from attnlab.report import (
+    answer_text,
+    depth,
+    health,
+    ladder,
+    notes,
+    tables,
+    translation,
+    tuning,
+    tuning_text,
+)
 from attnlab.report.collect import STATUSES, Run, collect
 from attnlab.report.compare import Comparison, comparisons
 from attnlab.report.drawing import (
@@ -253,9 +263,8 @@ def _question_section(answer: Answer, out: Path) -> list[QuestionSection]:
 
 def _tuning_section(found: Tuning, out: Path) -> list[TuningSection]:
     drawn = [tuning_figure(found, out)]
-    return [
-        TuningSection(found.title, found.slug, tuning.table(found), tuning.notes(found), drawn)
-    ]
+    table, said = tuning_text.table(found), tuning_text.notes(found)
+    return [TuningSection(found.title, found.slug, table, said, drawn)]
 
 
 def _ladder_section(found: Ladder, out: Path) -> list[LadderSection]:

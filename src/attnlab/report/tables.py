@@ -109,8 +109,7 @@ def _judged(comparison: Comparison, arm: Arm, effect: Effect | None) -> list[str
     if effect:
         p = DASH if effect.p_holm is None else _p(effect.p_holm)
         if asked := comparison.registered.get(arm.label):  # whose interval may be another one
-            mean = f"{effect.mean:+.2f} {effect.unit}"
-            return [_published(arm), mean, "", f"see question {asked}"]
+            return [_published(arm), _mean_text(effect), "", f"see question {asked}"]
         return [_published(arm), effect_text(effect), p, judge(arm, effect).word]
     if comparison.ablation and not arm.ablation:
         return [_published(arm), _mean_effect(comparison, arm), "", "see above"]
@@ -121,8 +120,7 @@ def _mean_effect(comparison: Comparison, arm: Arm) -> str:
     base = comparison.baseline
     if base is None or not base.values.keys() & arm.values.keys():
         return DASH
-    effect = statistics.paired_effect(arm.values, base.values, comparison.measure)
-    return f"{effect.mean:+.2f} {effect.unit}"
+    return _mean_text(statistics.paired_effect(arm.values, base.values, comparison.measure))
 
 
 def judge(arm: Arm, effect: Effect) -> Verdict:
@@ -154,7 +152,11 @@ def _published(arm: Arm) -> str:
 def effect_text(effect: Effect) -> str:
     """Mean, unit and, over several seeds, the interval."""
     interval = "" if effect.sd is None else f" [{effect.low:+.2f}, {effect.high:+.2f}]"
-    return f"{effect.mean:+.2f} {effect.unit}{interval}"
+    return f"{_mean_text(effect)}{interval}"
+
+
+def _mean_text(effect: Effect) -> str:
+    return f"{effect.mean:+.2f} {effect.unit}"
 
 
 def _p(p: float) -> str:
