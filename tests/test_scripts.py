@@ -155,7 +155,11 @@ def test_output_that_nobody_reads_any_more_is_no_error():
         ("evaluate", ["run={lm}/config.yaml"], "is a file; name its folder"),
         ("restore", ["runs=nowhere"], "runs=nowhere: no such file; it must be a file"),
         ("generate", ["run={lm}", "prompt=x", "tokns=3"], "did you mean tokens?"),
-        ("generate", ["run={lm}", "prompt=x", "tokens=many"], "tokens=many: must be int"),
+        (
+            "generate",
+            ["run={lm}", "prompt=x", "tokens=many"],
+            "tokens=many: must be a whole",
+        ),
         ("generate", ["run={lm}", "prompt=x", "top_k=0"], "top_k=0: must be at least 1"),
         ("generate", ["run={lm}", "prompt="], "must hold at least one token"),
         ("summary", ["runs=nowhere"], "no run folder there"),

@@ -120,8 +120,8 @@ def test_untrained_model_is_scored_at_chance_level(train, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.tau=64"], "tau=64 must be less than data.sequence_length=64"),
-        (["data.ladder=[[4,2],[1,3]]"], "[n, tau]=[1, 3]: n=1 must be at least 2"),
+        (["data.tau=64"], "tau=64: must be less than data.sequence_length=64"),
+        (["data.ladder=[[4,2],[1,3]]"], "[n, tau]=[1, 3]: n=1: must be at least 2"),
         (["data.ladder=[[4,2],[4]]"], "data.ladder.1=[4]: must have at least 2 items"),
     ],
 )

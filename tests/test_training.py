@@ -62,6 +62,11 @@ def test_evaluation_logging_and_saving_do_not_change_training(cache, tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_a_run_shorter_than_the_interval_of_evaluation_is_evaluated_at_its_end(cache, tmp_path):
+    _, rows = trained(cache, tmp_path, "trainer.max_steps=3", "trainer.eval_every=1000")
+    assert [row["step"] for row in rows if "val/loss" in row] == [3]
+
+
 @pytest.mark.parametrize("setting", ["bf16", "fp16"])
 def test_half_precision_trains(setting, cache, tmp_path):
     """Losses are near those of fp32, and not the same."""

@@ -228,7 +228,7 @@ def test_two_images_stand_side_by_side(runs, copy, show):
         (("run={lm}", "text=" + 65 * "a "), "is 65 tokens; must be from 1 to data.sequence_len"),
         (("run={vit}", "image=-1"), "image=-1: must be from 0 to 358"),
         (("run={vit}", "image=359"), "image=359: must be from 0 to 358"),
-        (("run={vit}", "image=one"), "image=one: must be int"),
+        (("run={vit}", "image=one"), "image=one: must be a whole number"),
         (("run={lm}", "text=a", "layers=9"), "layers=9: must be all, or some of 0 to 1"),
         (("run={lm}", "text=a", "layers=0,"), "layers=0,: must be all, or some of 0 to 1"),
         (("run={lm}", "text=a", "layers=-1"), "layers=-1: must be all, or some of 0 to 1"),

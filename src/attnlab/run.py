@@ -15,7 +15,7 @@ from attnlab.data.loader import Data, build_data
 from attnlab.data.translation import TranslationData
 from attnlab.errors import FolderInUse, Interrupted
 from attnlab.models.transformer import parameter_counts, try_mechanism
-from attnlab.runs.environment import environment, other_source, otherwise_compiled
+from attnlab.runs.environment import environment, other_source
 from attnlab.runs.folder import RunFolder
 from attnlab.runs.log import PROGRESS, LogFile
 from attnlab.runs.tracking import Tracker, check_trackers
@@ -30,6 +30,7 @@ from attnlab.training.model import build
 from attnlab.training.resume import (
     check_same_data,
     check_same_processes,
+    other_masks,
     take_best,
     with_history,
 )
@@ -50,11 +51,11 @@ def run(cfg: Config, path: Path) -> dict[str, Any]:
     with distributed.process_group(device):
         result, before = _run(distributed.quiet_unless_main(cfg), path, device)
         speaks = distributed.rank() == 0
+        others = [other_source(path), other_masks(path, cfg)] if before else []
     if speaks:
         if before:
-            for said in other_source(path), otherwise_compiled(path, cfg.runtime):
-                if said:
-                    log.warning("%s", said)
+            for said in filter(None, others):
+                log.warning("%s", said)
             if load(path).runtime.tuning and not cfg.runtime.tuning:
                 log.warning("%s: is a trial of tune=lr, which reports leave out of effects", path)
             print("already finished:")

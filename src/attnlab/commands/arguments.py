@@ -14,6 +14,7 @@ from attnlab.errors import BadInput
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 
+ALLOWED = {bool: "yes or no", int: "a whole number", float: "a number"}
 # How a value is read where its type alone would not do: bool("no") is true.
 KINDS = {bool: {"yes": True, "true": True, "no": False, "false": False}.__getitem__}
 
@@ -80,8 +81,7 @@ def parse(main: Callable, words: list[str]) -> dict:
                 else KINDS.get(kind, kind)(value)
             )
         except (ValueError, KeyError):
-            allowed = "yes or no" if kind is bool else kind.__name__
-            raise BadInput(f"{word}: must be {allowed}") from None
+            raise BadInput(f"{word}: must be {ALLOWED[kind]}") from None
     for key, parameter in parameters.items():
         if key not in given and parameter.default is parameter.empty:
             raise BadInput(f"{key}=: missing\n{_usage(main)}")

@@ -183,10 +183,11 @@ class Trainer(Section):
                 f"trainer.drop_epochs={self.drop_epochs}: trainer.schedule=step needs some, "
                 f"other schedules take none; it is {self.schedule}"
             )
-        for key in ("warmup_steps", "eval_every"):
-            value = getattr(self, key)
-            if self.max_steps and value and value > self.max_steps:
-                yield f"trainer.{key}={value}: must be at most trainer.max_steps={self.max_steps}"
+        if self.max_steps and self.warmup_steps > self.max_steps:
+            yield (
+                f"trainer.warmup_steps={self.warmup_steps}: must be at most "
+                f"trainer.max_steps={self.max_steps}"
+            )
 
 
 class Logger(Section):

@@ -68,7 +68,7 @@ class Symbols(Section, ABC):
 
     def _of_level(self, task: list[int]) -> Iterator[str]:
         for key, problem in self.problems(*task):
-            yield f"{key}={task[self.level.index(key)]} {problem}"
+            yield f"{key}={task[self.level.index(key)]}: {problem}"
 
     @abstractmethod
     def problems(self, first: int, second: int) -> Iterator[tuple[str, str]]:

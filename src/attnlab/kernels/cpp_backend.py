@@ -64,7 +64,10 @@ def unsupported(a, c, mid_weight, mid_bias, out_weight, v, activation) -> str | 
         return f"dtype {a.dtype}: cpp computes in float32"
     widest = max(a.shape[-1], out_weight.shape[-1], v.shape[-1])
     if widest > MAX_WIDTH:
-        return f"width {widest}: cpp takes hidden layers and heads up to {MAX_WIDTH}"
+        return (
+            f"width {widest}: cpp takes hidden layers (with the unit that a padding mask adds) "
+            f"and heads up to {MAX_WIDTH}"
+        )
     return build_problem(activation)
 
 

@@ -30,6 +30,8 @@ def environment(device, runtime: Runtime) -> dict[str, Any]:
     import numpy
     import torch
 
+    from attnlab.runtime.distributed import world_size
+
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
@@ -48,6 +50,7 @@ def environment(device, runtime: Runtime) -> dict[str, Any]:
         "device_name": name,
         "threads": torch.get_num_threads(),
         "compile": runtime.compile,
+        "processes": world_size(),
         "host": socket.gethostname(),
     }
 
@@ -83,18 +86,6 @@ def other_source(path: Path) -> str:
     return (
         f"{path}: was made by other code (source {then} in its env.json, now {now}). If the "
         "change affects its numbers, move the folder away, or raise CODE_VERSION for all runs"
-    )
-
-
-def otherwise_compiled(path: Path, runtime: Runtime) -> str:
-    """What to say if a run was made with another runtime.compile; empty if it was not."""
-    then = stored_environment(path).get("compile")
-    if then in (None, runtime.compile):
-        return ""
-    typed = str(then).lower()
-    return (
-        f"{path}: was made with runtime.compile={typed}, which draws other dropout masks; "
-        "hydra.run.dir=<folder> makes another run"
     )
 
 

@@ -71,9 +71,10 @@ def check_micro_batches(options: Trainer) -> None:
     """Errors: `BadInput` if the micro-batches of a step do not divide among the processes."""
     micro, processes = micro_batch(options), world_size()
     if options.batch_size % (micro * processes):
+        times = f" times trainer.micro_batch_size={micro}" if options.micro_batch_size else ""
         raise BadInput(
             f"trainer.batch_size={options.batch_size}: must be a multiple of the {processes} "
-            f"processes times trainer.micro_batch_size={micro}"
+            f"processes{times}"
         )
 
 
@@ -157,8 +158,9 @@ def wrap_ddp(model: nn.Module) -> nn.Module:
     ddp = nn.parallel.DistributedDataParallel
     newer, older = "forward_sync_buffers", "broadcast_buffers"  # deprecated in torch 2.14
     name = newer if newer in inspect.signature(ddp).parameters else older
-    # Else its buckets change after the first backward, and a resumed run begins with the first
-    # ones again: three or more numbers would be added in another order.
+    # DDP regroups gradients into other buckets after the first backward, but not where it looks
+    # for unused parameters. A resumed run would begin with the first buckets again, and sums of
+    # three or more numbers, one from each process, would be rounded otherwise.
     return ddp(model, **{name: False}, find_unused_parameters=world_size() > 2)
 
 

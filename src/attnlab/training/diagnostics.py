@@ -90,10 +90,10 @@ def dead_scorers(model: nn.Module, inputs: Tensor) -> dict[str, float]:
     attention/<layer>/dead_scorer.
 
     inputs: a batch as the model takes it; of its first 4 sequences up to 64 queries each, in all
-    heads. A row is one query of one head; its score is constant
-    if it differs by at most 1e-6 (relative to its size, at least 1) over the keys it sees. Such
-    a row attends uniformly; when all rows do because the last hidden units are ReLUs that never
-    fire, the score network has no gradient and stays dead.
+    heads. A row is one query of one head; its score is constant if it differs by at most 1e-6
+    (relative to its size, at least 1) over the keys it sees. Such a row attends uniformly, or
+    under ALiBi by distance alone. When all rows do because the last hidden units are ReLUs that
+    never fire, the score network has no gradient and stays dead.
     """
     if not any(isinstance(part.mechanism, NeuralAttention) for part in model.attentions):
         return {}
@@ -253,8 +253,9 @@ def warn_if_dead(shares: dict[str, float], step: int) -> None:
             layer = key.split("/")[1]
             log.warning(
                 "step %d: the score network of layer %s is dead: every row has a constant score, "
-                "so this layer averages all visible tokens and its score network gets no "
-                "gradient. Another seed, model.activation or a wider model.hidden avoids it.",
+                "so this layer weighs all visible tokens alike (with ALiBi, by distance alone) "
+                "and its score network gets no gradient. Another seed, model.activation or a "
+                "wider model.hidden avoids it.",
                 step,
                 layer,
             )

@@ -120,7 +120,7 @@ def explain(
             f"trainer.micro_batch_size={distributed.micro_batch(trainer)} at "
             f"trainer.precision={trainer.precision}: {smaller_micro_batch(trainer, peak, params)}"
             f"{_lower_precision(trainer)}for text a smaller data.sequence_length and for "
-            "translation a smaller data.group_tokens need less. "
+            "translation a smaller data.group_tokens need less; each makes another run. "
             f"{_saved(folder.checkpoints)}"
         )
     broken_pipe = cfg.runtime.workers and isinstance(error, ConnectionError | EOFError)

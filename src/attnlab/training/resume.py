@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from attnlab.config.schema import Config
 from attnlab.data.loader import Data
 from attnlab.errors import BadInput
 from attnlab.runs.environment import stored_environment
@@ -52,6 +53,23 @@ def take_best(state: dict[str, Any], folder: RunFolder) -> None:
     if best["step"] > state["step"]:
         about = ("model", "data", "processes")
         state["best"] = {k: v for k, v in best.items() if k not in about}
+
+
+def other_masks(path: Path, cfg: Config) -> str:
+    """What to say if a run was made in a way that draws other dropout masks: with another
+    runtime.compile, or by another number of processes that micro-batches follow; else empty.
+    """
+    then, processes, made = stored_environment(path), distributed.world_size(), []
+    if then.get("compile", cfg.runtime.compile) != cfg.runtime.compile:
+        made.append(f"with runtime.compile={str(then['compile']).lower()}")
+    if then.get("processes", processes) != processes and cfg.trainer.micro_batch_size is None:
+        made.append(f"by {then['processes']} process(es), now there are {processes}")
+    if not made:
+        return ""
+    return (
+        f"{path}: was made {' and '.join(made)}, which draws other dropout masks; "
+        "hydra.run.dir=<folder> makes another run"
+    )
 
 
 _ROUNDING = "no longer the same to the last bit"

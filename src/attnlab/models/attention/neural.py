@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from attnlab.errors import BadInput
 from attnlab.functional import ACTIVATIONS, at_least_float32, without_autocast
+from attnlab.kernels.validation import Projections
 from attnlab.models.attention.base import HeadLinear, head_linear
 from attnlab.models.attention.fused import FusedAttention
-
-Projections = tuple[HeadLinear, HeadLinear] | None
 
 
 class ScoreNetwork(nn.ModuleList):
