@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -105,10 +105,16 @@ class Comparison:
         return baseline_of(self.arms)
 
     @property
+    def family(self) -> list[Arm]:
+        """The arms that stand in this comparison alone: an ablation shows its baselines and what
+        it changes again.
+        """
+        return [arm for arm in self.arms if bool(arm.ablation) == bool(self.ablation)]
+
+    @property
     def judged(self) -> list[Arm]:
-        """The arms of this family of tests: an ablation does not test again what it changes."""
-        own = (arm for arm in self.arms if bool(arm.ablation) == bool(self.ablation))
-        return [arm for arm in own if arm is not self.baseline]
+        """The arms of this family of tests."""
+        return [arm for arm in self.family if arm is not self.baseline]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -268,4 +274,17 @@ def _families(arms: list[Arm]) -> dict[str, list[Arm]]:
             for member in (baseline_of(arms), _uniform(arms), original, arm):
                 if member and member not in family:
                     family.append(member)
-    return {keys: sorted(family, key=_arm_order) for keys, family in families.items()}
+    return {
+        keys: sorted((_spelt_out(arm, family, keys) for arm in family), key=_arm_order)
+        for keys, family in families.items()
+    }
+
+
+def _spelt_out(arm: Arm, family: list[Arm], ablation: str) -> Arm:
+    """The arm under a label with its value of every key of the ablation, its shipped one too; the
+    baseline and uniform attention, which have none, as they are.
+    """
+    if all(arm.own["model.name"] != other.own["model.name"] for other in family if other.ablation):
+        return arm
+    keys = [k for k in arm.own if k.removeprefix("model.") in ablation.split(", ")]
+    return replace(arm, label=naming.label(arm.own, keys))

@@ -103,10 +103,8 @@ def _ladder(title: str, slug: str, group: list[Comparison]) -> Ladder:
     ladder = Ladder(title, slug, config["data.name"], trained)
     arms: dict[str, list[Arm]] = {}
     for comparison in group:
-        for arm in comparison.arms:
-            members = arms.setdefault(arm.label, [])
-            if arm not in members:  # the baseline stands in several comparisons
-                members.append(arm)
+        for arm in comparison.family:
+            arms.setdefault(arm.label, []).append(arm)
     for label, members in arms.items():
         levels = ladder.accuracy[label] = {}
         failed = ladder.failed[label] = {}
