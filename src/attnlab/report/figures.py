@@ -176,13 +176,14 @@ def plot_forest(forest: Forest, stem: Path) -> None:
     is what is smaller than the smallest effect of interest.
     """
     figure, axis = plt.subplots(figsize=(8, 1.3 + 0.32 * len(forest.rows)), layout="constrained")
-    if forest.smallest:
-        axis.axvspan(-forest.smallest, forest.smallest, color="#999999", alpha=0.2, lw=0)
     axis.axvline(0, color="#666666", lw=0.8)
-    for place, (_, effect) in enumerate(forest.rows):
+    for place, row in enumerate(forest.rows):
+        effect = row.effect
+        if row.smallest:
+            axis.barh(place, 2 * row.smallest, 1, -row.smallest, color="#999999", alpha=0.2, lw=0)
         bars = [[effect.mean - effect.low], [effect.high - effect.mean]]
         axis.errorbar(effect.mean, place, xerr=bars, fmt="s", ms=5, capsize=3, color="#0072B2")
-    labels = [textwrap.fill(f"{label} (n\u00a0=\u00a0{e.n})", 60) for label, e in forest.rows]
+    labels = [textwrap.fill(f"{r.label} (n\u00a0=\u00a0{r.effect.n})", 60) for r in forest.rows]
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel(forest.x_label)

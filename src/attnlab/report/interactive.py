@@ -42,8 +42,8 @@ def health_plot(shares: list[Share]) -> str:
 
 def forest_plot(forest: Forest) -> str:
     """Effects with intervals, one below the other."""
-    labels = [label for label, _ in forest.rows]
-    effects = [effect for _, effect in forest.rows]
+    labels = [row.label for row in forest.rows]
+    effects = [row.effect for row in forest.rows]
     bars = {
         "type": "data",
         "array": [effect.high - effect.mean for effect in effects],
@@ -53,9 +53,11 @@ def forest_plot(forest: Forest) -> str:
     means = [effect.mean for effect in effects]
     look = {"mode": "markers", "marker": {"symbol": "square", "size": 8, "color": "#0072B2"}}
     figure.add_scatter(x=means, y=labels, error_x=bars, name="", **look)
-    if forest.smallest:
-        band = {"fillcolor": "#999999", "opacity": 0.2, "line": {"width": 0}}
-        figure.add_vrect(-forest.smallest, forest.smallest, **band)
+    band = {"fillcolor": "#999999", "opacity": 0.2, "line": {"width": 0}}
+    for place, row in enumerate(forest.rows):
+        if row.smallest:
+            ends = {"x0": -row.smallest, "x1": row.smallest}
+            figure.add_shape(**ends, y0=place - 0.5, y1=place + 0.5, **band)
     figure.add_vline(0, line={"color": "#666666", "width": 1})
     _lay_out(figure, forest.x_label, "")
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
