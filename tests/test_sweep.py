@@ -79,7 +79,7 @@ def test_a_sweep_goes_on_from_collected_runs(train, tmp_path):
         ('{"run": "../elsewhere"}', "run ../elsewhere: lies outside of outputs"),
         ('{"run": "here"}', "run here is not whole: KeyError('env')"),
         ('{"run": 3}', "line 1 is not a run"),
-        ("{", "line 1: "),
+        ("{", "line 1 is not JSON (Expecting property name"),
     ],
 )
 def test_a_file_that_holds_no_runs_is_not_restored(train, tmp_path, line, said):

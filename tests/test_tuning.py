@@ -60,7 +60,7 @@ def test_rates_are_not_swept_and_tuned_at_once():
         ("tune=lr hydra.mode=RUN", "tune=lr: needs a sweep (-m); this is one run"),
         ("tune=lr tune.seeds=[-1] hydra.mode=RUN", "tune.seeds.0=-1: must be greater than"),
         ("tune=lr tune.factors=[1,1] hydra.mode=RUN", "tune.factors=[1.0, 1.0]: must name each"),
-        ("tune=rl hydra.mode=RUN", "tune=rl: unknown tune; did you mean lr?"),
+        ("tune=rl hydra.mode=RUN", "tune=rl: unknown tune; allowed: lr"),
     ],
 )
 def test_bad_tuning_is_one_line(typed, message):

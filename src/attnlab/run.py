@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,10 @@ def to_continue(data: Data, folder: RunFolder) -> dict[str, Any] | None:
 def announce(cfg: Config, device: torch.device, name: str, threads: int) -> None:
     """Log where and how precisely the run computes."""
     computes = f"{name}, {threads} threads" if device.type == "cpu" else name
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    if device.type == "cpu" and threads > 1 and load > cores:  # its threads wait for each other
+        computes += f"; busy with other work: load {load:.1f} on {cores} cores, where "
+        computes += "runtime.threads=1 can be many times faster"
     log.info("device: %s (%s); %s", device, computes, chosen_because(cfg.runtime, device))
     log.info("precision: %s", cfg.trainer.precision)
 

@@ -20,9 +20,12 @@ COMMANDS = (
 
 def main() -> None:
     """attnlab <command> <arguments>."""
-    name, *words = sys.argv[1:] or ["--help"]
+    name, *words = sys.argv[1:] or [""]
     if name in ("-h", "--help"):
         print(_help())
+    elif not name:  # as in a script whose variable is empty
+        print(_help(), file=sys.stderr)
+        sys.exit(2)
     elif name == "--version":
         print(__version__)
     else:

@@ -67,11 +67,11 @@ def parse(main: Callable, words: list[str]) -> dict:
         elif not equals:
             raise BadInput(
                 f"{word}: {first}={given[first]} is there already, and other arguments are "
-                f"key=value\n{_usage(main)}"
+                f"key=value; {_usage(main)}"
             )
         elif key not in parameters:
             raise BadInput(
-                f"{word}: unknown argument{nearest(key, list(parameters))}\n{_usage(main)}"
+                f"{word}: unknown argument{nearest(key, list(parameters))}; {_usage(main)}"
             )
         kind = _kind(parameters[key])
         try:
@@ -84,7 +84,7 @@ def parse(main: Callable, words: list[str]) -> dict:
             raise BadInput(f"{word}: must be {ALLOWED[kind]}") from None
     for key, parameter in parameters.items():
         if key not in given and parameter.default is parameter.empty:
-            raise BadInput(f"{key}=: missing\n{_usage(main)}")
+            raise BadInput(f"{key}=: missing; {_usage(main)}")
     return given
 
 

@@ -101,7 +101,7 @@ def _typed(value: Any) -> Any:
 
 def nearest(word: str, allowed: Sequence[str]) -> str:
     """`; did you mean X?`, or nothing if no allowed name is similar."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, allowed, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -121,7 +121,8 @@ def unknown_key(key: str, there: Sequence[str] = ()) -> str:
         )
     leaf = key.split(".")[-1]
     home = [k for k in known if k.split(".")[-1] == leaf]  # the right name, without its section
-    near = f"; did you mean {home[0]}?" if home else nearest(key, known)
+    others = [k for k in known if not key.startswith(f"{k}.")]  # not the section that it is in
+    near = f"; did you mean {home[0]}?" if home else nearest(key, others)
     return f"{key}: unknown key{near}"
 
 

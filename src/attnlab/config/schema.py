@@ -268,13 +268,13 @@ def _contradictions(cfg: Config) -> Iterator[str]:
                 f"runtime.{key}={written}: lies in data.path={data.path}, so that what runs write "
                 "would be read as data; choose another folder"
             )
-    if arch.body != "vit" and not trainer.patch_decay:
-        yield f"trainer.patch_decay=false: arch.body={arch.body} embeds no patches"
     if data.kind not in READS[arch.body]:
         yield (
             f"arch.body={arch.body}: data={data.name} is {data.kind}; "
             "lm reads text and symbols, vit images, seq2seq translation"
         )
+    elif arch.body != "vit" and not trainer.patch_decay:
+        yield f"trainer.patch_decay=false: arch.body={arch.body} embeds no patches"
     yield from arch.contradictions()
     yield from model.contradictions_with(arch)
     if (

@@ -25,6 +25,8 @@ EVALUATED = ("val/", "test/", "attention/", "representation/", "gradient/")
 # Keys of result.json that say how fast a run was.
 SPEEDS = ("_per_s", "step_ms_median", "wall_s", "mfu")
 
+WRITER = "it must be a file that attnlab collect wrote"
+
 Row = dict[str, Any]
 
 
@@ -33,14 +35,14 @@ def records(file: Path) -> Iterator[Row]:
     try:
         lines = file.read_text().splitlines()
     except UnicodeError as error:
-        raise BadInput(f"{file}: holds no runs: {error}") from None
+        raise BadInput(f"{file}: is not text ({error}); {WRITER}") from None
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise BadInput(f"{file}: line {number}: {error}") from None
+            raise BadInput(f"{file}: line {number} is not JSON ({error}); {WRITER}") from None
         if not isinstance(record, dict) or not isinstance(record.get("run"), str):
-            raise BadInput(f"{file}: line {number} is not a run")
+            raise BadInput(f"{file}: line {number} is not a run; {WRITER}")
         yield record
 
 
