@@ -276,6 +276,11 @@ def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, t
     assert code == 0, err
 
 
+def test_a_log_on_a_full_disk_does_not_end_the_run(cache, tmp_path):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    assert run(smoke(cache), tmp_path)["status"] == "finished"
+
+
 def test_a_terminals_interrupt_reaches_no_compiler():
     """Ctrl-C signals ptxas as well, whose end would be the run's failure instead of its save."""
 

@@ -55,6 +55,7 @@ def test_help_lists_every_command_and_each_explains_itself(monkeypatch, capsys):
         ([], "explains one."),  # as in a script whose variable is empty
         (["sumary"], "sumary: unknown command; did you mean summary?; allowed: train, "),
         (["collect", "runs=x", "out=y", "speeds=2"], "speeds=2: must be yes or no"),
+        (["collect", f"runs={ROOT}", f"out={ROOT}/x/runs.jsonl"], "in a subfolder of runs="),
         (["compare_arms", "seed=1"], "1 arms: must be two"),
         (["export", "run=x"], "out=: missing"),
         (["export", "out=x"], "run=: missing; without it, push="),

@@ -58,6 +58,7 @@ BAD = [
     ({"seeds": [3, 3]}, "question.seeds=[3, 3]: must name each one once"),
     ({"smallest_effect": 0.0}, "question.smallest_effect=0.0: must be greater than 0"),
     ({"primary": "val/loss"}, "question.primary=val/loss: must be 'test/perplexity'"),
+    ({"model": "neural_d2"}, "question.model: unknown key"),
     ({"setings": []}, "question.setings: unknown key; did you mean settings?"),
     ({"settings": ["arch.norm=post", "arch.qk_norm=rms"]}, "no value for arch.qk_norm"),
     ({"settings": ["post"]}, "question.settings=post: must be key=value"),

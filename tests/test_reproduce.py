@@ -77,4 +77,6 @@ def test_a_wrong_word_is_one_line(start, cache, tmp_path):
     assert err.startswith("error: experiment=tabel1: unknown experiment; did you mean table1?")
     code, _, err = reproduce(start, cache, "table1", "launcher=joblib")
     assert code == 2 and err.startswith("error: launcher=joblib: reproduce runs its jobs here")
+    code, _, err = reproduce(start, cache, "table1", "arch.layers=0", "table3", "arch.heads=0")
+    assert code == 2 and "error: arch.layers=0: " in err and "error: arch.heads=0: " in err
     assert list(tmp_path.iterdir()) == []

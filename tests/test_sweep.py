@@ -89,6 +89,13 @@ def test_a_file_that_holds_no_runs_is_not_restored(train, tmp_path, line, said):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_two_jobs_with_one_run_folder_are_one(tmp_path):
+    """As two values that mean the same: the second would find its folder in use."""
+    root = f"runtime.output_root={tmp_path}"
+    layers = ("model.neural_layers=all", "model.neural_layers=[0,1]")
+    assert len(compose_jobs([["scale=smoke", "arch.layers=2", root, one] for one in layers])) == 1
+
+
 def test_a_baseline_of_an_earlier_code_version_does_not_count_as_finished(tmp_path):
     """A sweep that adds it checks its folder as it checks those of the jobs that were typed."""
     (job,) = compose_jobs([["data=nt", f"runtime.output_root={tmp_path}"]])

@@ -34,7 +34,7 @@ class PeerLost(RuntimeError):
 
 
 class Interrupted(RuntimeError):
-    """A signal ended training after a save."""
+    """A signal ended training after a save, or the wait for a cluster's jobs."""
 
     def __init__(self, signum: int, message: str):
         super().__init__(message)

@@ -21,6 +21,11 @@ def main(runs: Path, out: Path, speeds: bool = True) -> None:
 
     if out.name != NAME:
         raise BadInput(f"out={out}: must end in {NAME}, the name that the report looks for")
+    place = out.resolve().parent
+    if place != runs.resolve() and place.is_relative_to(runs.resolve()):
+        raise BadInput(
+            f"out={out}: lies in a subfolder of runs={runs}, where it would be read as runs"
+        )
     try:
         for run in pack(runs, out, speeds):
             print(f"left out: {run.folder}: {run.cause}", file=sys.stderr)

@@ -32,8 +32,14 @@ def main(*words: str) -> None:
                 "train.py experiment=<name> takes it"
             )
     typed = overrides([word for word in words if word.lower() not in YES])
+    problems: list[str] = []
     for job in typed:
-        cli.check_overrides(job)
+        try:
+            cli.check_overrides(job)
+        except BadInput as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise BadInput("\n".join(dict.fromkeys(problems)))
     report = reporter()
     from attnlab.sweeps.estimate import estimate
     from attnlab.sweeps.jobs import compose_jobs, with_baselines

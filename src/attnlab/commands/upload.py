@@ -27,8 +27,8 @@ def main(run: RunArgument, project: str | None = None, mode: str = "online") -> 
         if mode == "online" and (why := tracking.obstacle()):
             raise BadInput(f"mode=online: {why}; mode=offline writes a run for `wandb sync`")
         ledgers = (Ledger(run.path / name) for name in ("metrics.jsonl", "timing.jsonl"))
-        rows = tracking.by_step(row for ledger in ledgers for row in ledger.rows())
         try:
+            rows = tracking.by_step(row for ledger in ledgers for row in ledger.rows())
             mirror = tracking.Mirror(cfg, run.path, read_json(run.path / "env.json"), mode)
             new = sum([mirror.log(row) for row in rows])
             mirror.finish({"status": "unfinished"} | read_json(run.path / "result.json"))

@@ -61,7 +61,7 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     key = ".".join(p for p in loc if "[" not in p)
     if error["type"] == "value_error" and not loc:
         return "", str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden" and loc[0] == "model" and error["loc"][1] in PLAIN:
+    if error["type"] == "extra_forbidden" and loc[0] == "model" and set(error["loc"]) & set(PLAIN):
         return f"{key}: ", (
             f"mechanism={error['loc'][1]} has no option but model.layers; options of its own need "
             f"{SECTION}"

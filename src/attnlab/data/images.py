@@ -175,7 +175,6 @@ def _decode(source: Rows, data: Image, folder: Path) -> None:
         where = f"{source.where}: split {split}"
         labels[split] = _labels(rows, data.label_column, where)
         np.save(folder / f"{split}_labels.npy", labels[split])
-    _write_pixels(source, data, folder)
     feature = source.splits["train"].features[data.label_column]
     names = getattr(feature, "names", None)
     used = np.unique(labels["train"])
@@ -197,6 +196,7 @@ def _decode(source: Rows, data: Image, folder: Path) -> None:
                 f"{column}: split {split} has label {values.max()}; training images have "
                 f"0 to {classes - 1}"
             )
+    _write_pixels(source, data, folder)
     (folder / NOTES).write_text(json.dumps({"classes": classes, "names": names}))
 
 
@@ -245,18 +245,18 @@ def _write(file: Path, size: tuple[int, int], rows, column: str, where: str, fit
     """Write all images; False at the first one of another size that may not be made to fit."""
     width, height = size
     shape = (len(rows), height, width, 3)
-    pixels = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     # disable=None: only on a terminal
     bar = tqdm(total=len(rows), desc="decoding", unit=" images", delay=2, disable=None)
-    with bar:
-        for number, image in enumerate(_images(rows, column, where)):
+    with bar, file.open("wb") as pixels:  # not a memmap, which a full disk ends by SIGBUS
+        np.lib.format.write_array_header_1_0(pixels, header)
+        for image in _images(rows, column, where):
             if image.size != size:
                 if not fit:
                     return False
                 image = ImageOps.fit(image, size)
-            pixels[number] = np.asarray(image)
+            pixels.write(np.asarray(image).tobytes())
             bar.update()
-    pixels.flush()
     return True
 
 

@@ -43,8 +43,8 @@ def seal(folder: Path) -> None:
     (folder / SUMS).write_text("".join(lines))
 
 
-def verify(folder: Path) -> None:
-    """Compare every file that SHA256SUMS names with its digest.
+def verify(folder: Path) -> list[str]:
+    """Compare every file that SHA256SUMS names with its digest. Returns their names.
 
     Errors: `BadInput` in one line for a folder that is no export, or a file that is missing or is
     not the exported one.
@@ -64,6 +64,7 @@ def verify(folder: Path) -> None:
             raise BadInput(f"{file}: not there, but {SUMS} names it")
         if file_digest(file) != digest:
             raise BadInput(f"{file}: is not the file that was exported (sha256 differs)")
+    return list(sums)
 
 
 def read_spec(content: dict[str, Any], where: str) -> Spec:

@@ -135,8 +135,10 @@ def _place(run: Path) -> tuple[Arm, Comparison]:
     others = [read(file.parent) for file in sorted(beside) if file.parent != run.absolute()]
     fingerprint = own.result["data_fingerprint"]
     runs = [own, *(r for r in others if r.result.get("data_fingerprint") == fingerprint)]
-    _, evidence = tunings(runs)  # without trials
-    compared = comparisons([own, *(run for run in evidence if run is not own)])
+    tuned, evidence = tunings(runs)  # without trials
+    at_own_rates = (run for tuning in tuned for run in tuning.at_own_rates)
+    each = {run.folder: run for run in (own, *evidence, *at_own_rates)}
+    compared = comparisons(each.values())
     found = [(arm, c) for c in compared for arm in c.arms if own in arm.runs]
     return found[-1]
 
@@ -207,6 +209,7 @@ def _use(cfg: Config, auto: str) -> list[str]:
     if cfg.data.kind == "text":
         lines += [
             "",
-            "A line end of the training text is the token `[SEP]`, and `<unk>` is `[UNK]`.",
+            "Where the tokenizer has both tokens, a line end of the training text is `[SEP]`, and "
+            "`<unk>` is `[UNK]`.",
         ]
     return lines

@@ -69,14 +69,17 @@ def push(folder: Path, repository: str) -> str:
 
     Errors: `BadInput` in one line if the folder is damaged or the hub refuses.
     """
-    bundle.verify(folder)
+    names = bundle.verify(folder)
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message=f"attnlab {__version__}"
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[*names, bundle.SUMS],  # nothing else that lies there
+            commit_message=f"attnlab {__version__}",
         )
         return f"{api.endpoint}/{repository}"
     except Exception as error:  # the hub's errors share no base class

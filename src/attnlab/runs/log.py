@@ -35,7 +35,8 @@ class LogFile(logging.FileHandler):
     def __exit__(self, *exception) -> None:
         for logger in self.loggers:
             logger.removeHandler(self)
-        self.close()
+        with contextlib.suppress(OSError):  # of what a full disk left in the buffer
+            self.close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""

@@ -36,6 +36,6 @@ class TensorBoard:
         self._writer.flush()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json as text, and close."""
+        """Write how the run ended, and close."""
         self._writer.add_text("status", result["status"])
         self._writer.close()

@@ -40,7 +40,7 @@ ENVIRONMENT = {
 # How a mirror gets what it lacks.
 REMEDY = {
     "W&B": "attnlab upload sends what is missing",
-    "TensorBoard": "continuing the run writes all rows again",
+    "TensorBoard": "an unfinished run writes all rows again when it continues",
 }
 
 NO_KEY = "no API key is configured"

@@ -63,17 +63,17 @@ class Job:
 
 
 def compose_jobs(job_overrides: Iterable[Sequence[str]]) -> list[Job]:
-    """Jobs by their overrides. Errors: `BadInput`, also where a run folder holds another run;
-    those of Hydra.
+    """Jobs by their overrides; one of those with the same run folder, as in seed=0,0. Errors:
+    `BadInput`, also where a run folder holds another run; those of Hydra.
     """
-    jobs = []
+    jobs: dict[Path, Job] = {}
     for overrides in job_overrides:
         composed = compose_config(list(overrides))
         cfg = validate(plain(composed))
         path = run_path(cfg, composed.hydra.run.dir)
         RunFolder(path, cfg).check_usable()
-        jobs.append(Job(tuple(overrides), cfg, path))
-    return jobs
+        jobs.setdefault(path, Job(tuple(overrides), cfg, path))
+    return list(jobs.values())
 
 
 def with_baselines(jobs: list[Job]) -> list[Job]:

@@ -75,7 +75,7 @@ def check_arms(jobs: Iterable[Job]) -> None:
         typed = tuple(o for o in job.overrides if not o.startswith(("model=", "model.", "seed=")))
         arm = " ".join(o for o in job.overrides if o.startswith(("model=", "model.")))
         groups.setdefault(typed, {}).setdefault(arm, job)
-    unknown = []
+    unknown, known = [], ""
     for (name, first), *others in (list(arms.items()) for arms in groups.values()):
         for arm, job in others:
             paired = job.cfg.model_copy(update={"seed": first.cfg.seed})  # as reports pair them
@@ -83,11 +83,12 @@ def check_arms(jobs: Iterable[Job]) -> None:
                 line = f"{name} and {arm} differ in {where}: {what}"
                 if job.cfg.protocol == "released" and where in PER_ARM:
                     print(f"as in the released code, {line}")
+                    known = " apart from that"
                 else:
                     unknown.append(line)
     if unknown:
         raise BadInput("\n".join(unknown))
-    print(f"arms: {sum(map(len, groups.values()))}; they differ only in attention")
+    print(f"arms: {sum(map(len, groups.values()))}; they differ only in attention{known}")
 
 
 def _small(cfg: Config) -> nn.Module:

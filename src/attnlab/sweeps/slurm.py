@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from attnlab.errors import BadInput, first_line
-from attnlab.sweeps.jobs import Job, command, ending, summarize
+from attnlab.errors import BadInput, Interrupted, first_line
+from attnlab.runtime.signals import handled_by
+from attnlab.sweeps.jobs import ELSEWHERE, FINISHED, Job, command, ending, summarize
 
 PREEMPTED = "SUBMITIT_PREEMPT_SIGNAL"  # submitit: the signal before the end of a job's time
 REQUEUES = 1000  # how often a job whose time ended may be queued again
@@ -40,7 +41,7 @@ class Train:
         """Called by submitit on its signal: let train.py save, and say what is to be run again."""
         from submitit.helpers import DelayedSubmission
 
-        if self.process.returncode is None:
+        if self.process and self.process.returncode is None:
             self.process.send_signal(signal.SIGUSR1)
             # not wait(): this may have interrupted one, which holds its lock
             os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
@@ -49,9 +50,10 @@ class Train:
 
 def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) -> int:
     """Queue all jobs that are not finished and wait for them; what it prints and returns are as
-    for `local.run_jobs`. Interrupted, it leaves the jobs in the queue and says which.
+    for `local.run_jobs`.
 
-    Errors: `BadInput` if submitit or the cluster is not there, or does not know a parameter.
+    Errors: `BadInput` if submitit or the cluster is not there, or does not know a parameter;
+    `Interrupted` by a stop signal, which names the jobs that it leaves in the queue.
     """
     os.environ[PREEMPTED] = "USR1"  # submitit reads it once, when it is imported
     try:
@@ -70,20 +72,22 @@ def queue_jobs(jobs: list[Job], folder: str, cluster: str, **parameters: Any) ->
     before = [job.failure for job in jobs]
     labels = [f"job {number} of {len(jobs)}: {job.name}" for number, job in enumerate(jobs, 1)]
     waiting: dict[int, submitit.Job] = {}
+
+    def leave(signum, frame):
+        raise Interrupted(signum, _left(waiting))
+
     try:
-        for number, job in enumerate(jobs):
-            if not ends[number]:
-                waiting[number] = executor.submit(Train(command(job)))
-                print(f"{labels[number]}: queued as {waiting[number].job_id}", flush=True)
-        while waiting:
-            for number in [n for n, queued in waiting.items() if queued.done()]:
-                ends[number] = _end(waiting.pop(number), jobs[number], before[number])
-                done = f"{len(jobs) - len(waiting)} of {len(jobs)} done"
-                print(f"{labels[number]}: {ends[number]}; {done}", flush=True)
-            time.sleep(POLL)
-    except KeyboardInterrupt:
-        print(_left(waiting))
-        return 128 + signal.SIGINT
+        with handled_by(leave):
+            for number, job in enumerate(jobs):
+                if not ends[number]:
+                    waiting[number] = executor.submit(Train(command(job)))
+                    print(f"{labels[number]}: queued as {waiting[number].job_id}", flush=True)
+            while waiting:
+                for number in [n for n, queued in waiting.items() if queued.done()]:
+                    ends[number] = _end(waiting.pop(number), jobs[number], before[number])
+                    done = f"{len(jobs) - len(waiting)} of {len(jobs)} done"
+                    print(f"{labels[number]}: {ends[number]}; {done}", flush=True)
+                time.sleep(POLL)
     except submitit.core.utils.FailedJobError as error:
         why = str(error).strip().splitlines()[-1]
         left = "\n" + _left(waiting) if waiting else ""
@@ -100,7 +104,8 @@ def _end(queued, job: Job, before) -> str:
     error = queued.exception()
     if error is None:
         code = queued.result()
-        return ending(code, f"see {queued.paths.stderr}" if code else "", job, before)
+        end = ending(code, "", job, before)
+        return end if end in (FINISHED, ELSEWHERE) else f"{end}, see {queued.paths.stderr}"
     return (
         f"failed in the queue ({str(error).strip().splitlines()[-1]}), see {queued.paths.stderr}"
     )
