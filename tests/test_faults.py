@@ -276,7 +276,8 @@ def test_disk_that_ends_is_one_line_and_the_old_checkpoint_stays(train, cache, t
     assert code == 0, err
 
 
-def test_a_log_on_a_full_disk_does_not_end_the_run(cache, tmp_path):
+def test_a_log_on_a_full_disk_does_not_end_the_run(cache, tmp_path, caplog):
+    caplog.set_level("INFO", "attnlab")
     (tmp_path / "train.log").symlink_to("/dev/full")
     assert run(smoke(cache), tmp_path)["status"] == "finished"
 
