@@ -293,7 +293,7 @@ def test_second_derivative_is_refused(backend):
     "options,reason",
     [
         (["model.backend=triton"], "model.backend=triton: device cpu: triton needs cuda"),
-        (["model.backend=cpp", "model.hidden=[300]"], "width 300: cpp takes hidden layers and"),
+        (["model.backend=cpp", "model.hidden=[300]"], "width 300: cpp takes hidden layers"),
         (["model.backend=cpp", "model.hidden=[2,2,2]"], "3 hidden layers: fused kernels take one"),
     ],
 )
