@@ -17,6 +17,7 @@ from attnlab.benchmarks.training_step import training_step
 from attnlab.config.schema import UNHASHED, Config
 from attnlab.data.loader import build_data
 from attnlab.runtime.device import choose_device
+from attnlab.runtime.exits import exit_on_failure
 from attnlab.sweeps.jobs import Job
 from attnlab.sweeps.prepare import key, prepare
 from attnlab.sweeps.python import python
@@ -58,7 +59,8 @@ def calibrate(cfg: Config) -> Cost | str:
         return Cost(**json.loads(done.stdout))
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}: too little memory?"
-    return done.stderr.strip().splitlines()[-1]
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return said[-1].removeprefix("error: ")
 
 
 def measure(cfg: Config) -> Cost:
@@ -125,20 +127,21 @@ def estimate(jobs: list[Job]) -> Estimate:
                 possible = False
                 row += [cost, "", "", ""]
             else:
-                here, space = (
-                    steps * cost.step_s / 3600,
-                    len(left) * cost.disk_gib(cfg.runtime.keep_checkpoints),
-                )
-                hours, disk = hours + here, disk + space
+                here = steps * cost.step_s / 3600
+                space = len(left) * cost.disk_gib(cfg.runtime.keep_checkpoints)
+                hours += here
+                disk += space
                 devices.add(cost.device)
                 row += [cost.step_s, f"{here:,.1f}", cost.peak_gib, f"{space:.1f}"]
         lines.append("| " + " | ".join(map(str, row)) + " |")
     where = f" on {', '.join(sorted(devices))}" if devices else ""
-    disk = f"{disk:.1f} GiB of disk"
-    lines.append(f"\n{hours:,.1f} hours{where} and {disk} in all, without evaluation.")
+    lines.append(
+        f"\n{hours:,.1f} hours{where} and {disk:.1f} GiB of disk in all, without evaluation."
+    )
     return Estimate("\n".join(lines), hours, possible)
 
 
 if __name__ == "__main__":
-    cost = measure(Config.model_validate_json(sys.stdin.read()))
-    print(json.dumps(dataclasses.asdict(cost)))
+    with exit_on_failure():
+        cost = measure(Config.model_validate_json(sys.stdin.read()))
+        print(json.dumps(dataclasses.asdict(cost)))

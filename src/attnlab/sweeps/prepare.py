@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 
 from attnlab.config.schema import Config
-from attnlab.errors import BadInput
+from attnlab.errors import BadInput, OutOfResources
 from attnlab.runs.log import to_stderr
 from attnlab.runtime.exits import exit_on_failure
 from attnlab.sweeps.python import python
@@ -21,7 +21,8 @@ def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
     """Prepare the data of all configurations in a process of its own, whose memory goes with it;
     training samples of each data set by its `key`.
 
-    Errors: `BadInput` with a line for every data set that cannot be had.
+    Errors: `BadInput` with a line for every data set that cannot be had; `OutOfResources` if a
+    signal ended that process.
     """
     distinct = {key(cfg): cfg for cfg in cfgs}
     if not distinct:
@@ -29,6 +30,10 @@ def prepare(cfgs: Iterable[Config]) -> dict[str, int]:
     lines = "".join(cfg.model_dump_json() + "\n" for cfg in distinct.values())
     command = python("attnlab.sweeps.prepare")
     done = subprocess.run(command, input=lines, stdout=subprocess.PIPE, text=True)
+    if done.returncode < 0:
+        raise OutOfResources(
+            f"preparing the data was killed by signal {-done.returncode}: too little memory?"
+        )
     if done.returncode:
         raise BadInput(f"preparing the data ended with exit code {done.returncode}")
     found = json.loads(done.stdout)
