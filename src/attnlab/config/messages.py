@@ -61,10 +61,10 @@ def _message(error: dict[str, Any]) -> tuple[str, str]:
     key = ".".join(p for p in loc if "[" not in p)
     if error["type"] == "value_error" and not loc:
         return "", str(error["ctx"]["error"])
-    if error["type"] == "extra_forbidden" and loc[0] == "model" and set(error["loc"]) & set(PLAIN):
+    tag = error["loc"][1:2]  # the mechanism, where the key is one of section model
+    if error["type"] == "extra_forbidden" and loc[0] == "model" and set(tag) & set(PLAIN):
         return f"{key}: ", (
-            f"mechanism={error['loc'][1]} has no option but model.layers; options of its own need "
-            f"{SECTION}"
+            f"mechanism={tag[0]} has no option but model.layers; options of its own need {SECTION}"
         )
     if error["type"] == "extra_forbidden":
         return f"{key}: ", unknown_key(key).removeprefix(f"{key}: ")
