@@ -63,10 +63,16 @@ def model_of(cfg: Config, inputs: int, outputs: int, tokens: int) -> Transformer
     return build_model(cfg.arch, cfg.model, cfg.seed, **sizes)
 
 
+@pytest.fixture(autouse=True)
+def same_start():
+    """Each test, whatever ran before it in this process."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def process():
     """Each test process, before its first test."""
-    torch.set_num_threads(2)
     gc.freeze()  # what was imported: a run collects garbage as fast as outside of tests
 
 
@@ -99,6 +105,8 @@ def start(tmp_path, command, tmp_path_factory):
     subprocess.Popen does. What needs another python environment is started from nothing.
     """
 
+    all_started: list[Program | subprocess.Popen] = []
+
     def started(
         *overrides: str, script: str = "train.py", processes: int = 1, **env: str
     ) -> Program | subprocess.Popen:
@@ -106,18 +114,26 @@ def start(tmp_path, command, tmp_path_factory):
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         words = [*(torchrun if processes > 1 else []), str(ROOT / script), *words]
         if "HALTS" in env or not env.keys() & READ_AT_START:
-            return Program(words, tmp_path, whole_env, tmp_path_factory.mktemp("written"))
-        return subprocess.Popen(
-            [sys.executable, *words],
-            cwd=tmp_path,
-            env=whole_env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=default_signals,
-        )
+            process = Program(words, tmp_path, whole_env, tmp_path_factory.mktemp("written"))
+        else:
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=tmp_path,
+                env=whole_env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=default_signals,
+            )
+        all_started.append(process)
+        return process
 
-    return started
+    yield started
+    for process in all_started:  # those of a test that failed: one that is halted never ends
+        if process.poll() is None:
+            for pid in (*children(process.pid), process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture

@@ -69,10 +69,10 @@ def test_known_effect_stands_beside_the_published_one(
 
 def test_a_whole_table_is_judged_against_the_published_effect(make, tmp_path):
     """While an arm is missing, the question alone judges: its intervals count on all arms."""
-    for seed, dot in enumerate((100, 110, 120)):
+    for seed, dot in enumerate((100, 110, 120), 40):
         make(dot, "model=dot_product", *PUBLISHED, seed=seed)
         for arm in ("neural_full", "neural_d16", "neural_d2"):
-            value = dot * (0.978 + seed / 1e4)
+            value = dot * (0.974 + seed / 1e4)
             last = make(value, f"model={arm}", *PUBLISHED, seed=seed)
     text = written(tmp_path / "runs")
     assert row(text, "neural_d2", section="wikitext103")["verdict"] == "reproduced"

@@ -189,15 +189,19 @@ def test_a_sweep_is_checked_before_its_first_job(train, tmp_path):
 
 
 def test_experiment_is_a_sweep_over_arms():
-    cli.check_overrides(["experiment=table1", "seed=0,1", "scale=smoke"])
+    words = ["experiment=table1", "seed=0,1", "scale=smoke"]
+    assert cli.check_overrides(words)
+    models = {config(*job).model.name for job in cli.jobs(words)}
+    assert models == {"dot_product", "neural_full", "neural_d16", "neural_d2"}
     with pytest.raises(BadInput) as error:
         cli.check_overrides(["experiment=table1", "seed=0,-1", "scale=smoke"])
     assert str(error.value) == "seed=-1: must be greater than or equal to 0"
 
 
-def test_cfg_shows_values(train):
+def test_cfg_shows_values_and_runs_nothing(train, tmp_path):
     code, out, _ = train("--cfg", "job", "protocol=released")
     assert code == 0 and "sinusoidal_released" in out and "${" not in out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_same_configuration_same_folder():

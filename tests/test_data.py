@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIZES, config, prepared, write_rows
+from conftest import ROOT, SIZES, Halts, config, prepared, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -214,7 +214,12 @@ def test_two_processes_prepare_the_same_data_at_once(text_rows, tmp_path, start)
         "from test_data import wikitext; from pathlib import Path;"
         f"print(wikitext('{text_rows}', Path('{tmp_path}')).tokens['train'].sum())"
     )
-    processes = [start(script=str(script)) for _ in range(2)]
+    moments = [Halts(tmp_path, ("open w manifest.json", 1)) for _ in range(2)]
+    processes = [start(script=str(script), **halts.env) for halts in moments]
+    for halts, process in zip(moments, processes, strict=True):
+        halts.wait(process)
+    for halts, process in zip(moments, processes, strict=True):
+        halts.go_on(process)
     sums = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0] and sums[0] == sums[1]
     assert len(list(tmp_path.glob("wikitext2-*"))) == 1

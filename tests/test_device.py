@@ -26,6 +26,7 @@ def test_tf32_is_refused_where_there_is_none_and_left_off_otherwise():
     cfg = config("runtime.device=cpu", "trainer.precision=tf32")
     with pytest.raises(BadInput, match=r"^trainer.precision=tf32: needs an NVIDIA GPU"):
         choose_device(cfg.runtime, cfg.trainer.precision)
+    torch.set_float32_matmul_precision("high")
     choose_device(cfg.runtime, "fp32")
     assert torch.get_float32_matmul_precision() == "highest"
 

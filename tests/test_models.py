@@ -337,10 +337,10 @@ def test_rotary_makes_order_matter_in_every_layer(data):
             f"data={data}", "scale=smoke", "model=dot_product", f"arch.positions={positions}"
         )
         model = model_of(cfg, 48, 48, 17).eval()
-        block = model.blocks[1]
-        block.attention.causal = False
-        outputs = [block(x)[0, 0] for x in (tokens, swapped)]
-        assert torch.allclose(*outputs, atol=1e-6) == same
+        for block in model.blocks:
+            block.attention.causal = False
+            outputs = [block(x)[0, 0] for x in (tokens, swapped)]
+            assert torch.allclose(*outputs, atol=1e-6) == same
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 8, 32), (3, 19, 19), (3, 32, 32), (1, 16, 16)])

@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Halts, config, handles, metrics, newest, rows_written, same_run
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from attnlab.config.compose import load
 from attnlab.errors import BadInput, FolderInUse, Interrupted
+from attnlab.models.transformer import Transformer
 from attnlab.run import run
 from attnlab.runs.files import Ledger
 from attnlab.runs.folder import RunFolder
-from attnlab.training import assess, checkpoint
+from attnlab.training import checkpoint
 
 RUN = [
     "scale=smoke",
@@ -51,19 +53,22 @@ def test_signals_save_and_say_how_to_continue(start, train, tmp_path):
     assert same_run(tmp_path / "whole", folder)
 
 
-def test_a_signal_in_an_evaluation_saves_after_it(tmp_path, cache, monkeypatch):
+def test_a_signal_in_an_evaluation_saves_after_it(tmp_path, cache):
     words = ("scale=smoke", "trainer.eval_every=2", "logger=none", f"runtime.cache={cache}")
-    cfg, during = config(*words), []
+    trained, sent = [], []
 
-    def evaluate(*arguments):
-        if not during:
-            during.append(os.kill(os.getpid(), signal.SIGTERM))
-        return evaluated(*arguments)
+    def called(module, inputs):  # the first evaluation after a step; one comes before all steps
+        if isinstance(module, Transformer):
+            trained.extend([True] * module.training)
+            if trained and not module.training and not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGTERM))
 
-    evaluated = assess.evaluate
-    monkeypatch.setattr(assess, "evaluate", evaluate)
-    with pytest.raises(Interrupted) as stopped:
-        run(cfg, tmp_path / "run")
+    hook = register_module_forward_pre_hook(called)
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            run(config(*words), tmp_path / "run")
+    finally:
+        hook.remove()
     assert stopped.value.exit_code == 128 + signal.SIGTERM
     assert checkpoint.load(newest(tmp_path / "run"))["step"] == 2
     assert "val/loss" in metrics(tmp_path / "run")[-1]

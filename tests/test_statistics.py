@@ -131,7 +131,7 @@ def test_two_images_of_359_on_two_seeds_decide_nothing():
     half = 100 * math.sqrt(2) / 359 * 12.7062
     assert (effect.low, effect.high) == pytest.approx((effect.mean - half, effect.mean + half))
     assert effect.p > 0.1 and verdict(effect, None).word == "no difference shown"
-    assert "as wide as the number of test samples demands" in verdict(effect, None).reason
+    assert "widened for the number of test samples" in verdict(effect, None).reason
 
 
 def test_more_seeds_do_not_make_up_for_few_test_samples():

@@ -6,6 +6,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR1
 
 import pytest
 import torch
@@ -133,17 +134,20 @@ def test_a_cluster_gets_no_job_whose_data_is_missing(train, tmp_path):
     assert err.splitlines()[-1] == "error: data.path=/nowhere/wikitext: no such folder"
 
 
-def test_a_signal_saves_the_running_job_and_ends_the_sweep(start, tmp_path):
+@pytest.mark.parametrize("signum", [SIGTERM, SIGINT, SIGHUP, SIGUSR1], ids=lambda s: s.name)
+def test_a_signal_saves_the_running_job_and_ends_the_sweep(signum, start, tmp_path):
     long = ("-m", *SMOKE, "trainer.max_steps=100000", "trainer.eval_every=100000", "seed=0,1")
     halts = Halts(tmp_path, ("open a timing.jsonl", 2))
     process = start(*long, **halts.env)
     halts.wait(process)
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(signum)
     halts.go_on(process)
     out, err = process.communicate(timeout=900)
-    assert process.returncode == 128 + signal.SIGHUP, err
-    assert "SIGHUP: saved at step" in err and "sweep stopped; the same command continues" in out
-    assert len({p.parent for p in tmp_path.glob("outputs/*/*/*/checkpoints/step_*.pt")}) == 1
+    assert process.returncode == 128 + signum, err
+    assert f"{signum.name}: saved at step" in err
+    assert "sweep stopped; the same command continues" in out and "not started" in out
+    (only,) = tmp_path.glob("outputs/*/*/*/")  # the other job has no folder
+    assert list(only.glob("checkpoints/step_*.pt"))
 
 
 def test_a_killed_job_does_not_stop_the_others(start, tmp_path):
@@ -199,7 +203,12 @@ def test_a_key_that_only_the_swept_model_has(train, tmp_path):
 
 def test_two_sweeps_never_run_a_job_twice(start, tmp_path):
     sweep = ("-m", "data=nt", *SHORT, "seed=0,1")
-    both = [start(*sweep) for _ in range(2)]
+    moments = [Halts(tmp_path, ("open a .lock", 1)) for _ in range(2)]
+    both = [start(*sweep, **halts.env) for halts in moments]
+    for halts, process in zip(moments, both, strict=True):
+        halts.wait(process)
+    for halts, process in zip(moments, both, strict=True):
+        halts.go_on(process)
     said = [process.communicate(timeout=900)[0] for process in both]
     assert {process.returncode for process in both} <= {0, 3}
     trained = sum(out.count(": finished after") - out.count("already finished:") for out in said)
@@ -375,6 +384,13 @@ def test_an_arm_may_be_a_run_folder_of_any_name(tmp_path):
     job.path.mkdir(parents=True)
     (job.path / "config.yaml").write_text(yaml.safe_dump(job.cfg.model_dump()))
     assert configuration(str(job.path)) == job.cfg
+
+
+def test_an_arm_may_have_values_with_blanks():
+    cfg = configuration(
+        "model=neural_d2 data=pydocs data.path='a folder' model.neural_layers=[0, 1]"
+    )
+    assert (cfg.data.path, cfg.model.neural_layers) == ("a folder", [0, 1])
 
 
 def test_a_finished_job_may_have_no_number_for_its_result(tmp_path):

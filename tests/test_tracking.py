@@ -9,14 +9,12 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import Halts, config, rows_written, until
+from conftest import Halts, config, until
 
 from attnlab.benchmarks.gpu.logs import offline_rows
 from attnlab.errors import FolderInUse
@@ -33,7 +31,6 @@ LONG = [
     "logger=wandb",
 ]
 KEY = {"WANDB_API_KEY": 40 * "a"}
-PATIENCE = 60  # seconds; 5 on an idle machine, and 110 if W&B's own retries were waited for
 SOON = {"WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1"}  # seconds to the next upload; else 15
 
 
@@ -278,16 +275,12 @@ def test_server_lost_in_mid_run_and_the_rest_uploaded(start, train, server, tmp_
     halts = Halts(tmp_path, row(41))
     process = start(*LONG, **server.env, **SOON, **halts.env, WANDB_FINISH_TIMEOUT="2")
     halts.wait(process)
-    halted = rows_written(folder)
     until(process, lambda: len(server.lines) > 20)
     server.leave()
     halts.go_on(process)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0 and "W&B did not get all rows: Timed out" in err
-    assert time.time() - (folder / "result.json").stat().st_mtime < PATIENCE
-    times = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
-    pauses = [b["wall_s"] - a["wall_s"] for a, b in pairwise(times[halted + 1 :])]
-    assert max(pauses) < PATIENCE
+    times = (folder / "timing.jsonl").read_text().splitlines()
     kept = len(server.lines)
     assert kept < len(times)
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from attnlab import cli
-from attnlab.config.compose import load
+from attnlab.config.compose import load, split_overrides
 from attnlab.config.schema import Config
 from attnlab.errors import BadInput
 
@@ -39,8 +39,9 @@ def configuration(arm: str) -> Config:
         return load(Path(arm))
     from attnlab.sweeps.jobs import compose_jobs
 
-    cli.check_overrides(arm.split())
-    listed = cli.jobs(arm.split())
+    overrides = split_overrides(arm)
+    cli.check_overrides(overrides)
+    listed = cli.jobs(overrides)
     if len(listed) > 1:
         raise BadInput(f"{arm}: is {len(listed)} runs; must be one")
     (job,) = compose_jobs(listed)

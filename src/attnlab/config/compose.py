@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ def compose_config(overrides: list[str], configs: Path = CONFIGS) -> DictConfig:
 def _compose(overrides: tuple[str, ...], configs: Path) -> DictConfig:
     with initialize_config_dir(str(configs), "train", version_base="1.3"):
         return compose("train", overrides=list(overrides), return_hydra_config=True)
+
+
+def split_overrides(line: str) -> list[str]:
+    """The overrides in a line, split at blanks outside of quotes and of lists."""
+    return re.findall(r"""(?:'[^']*'|"[^"]*"|\[[^]]*\]|\S)+""", line)
 
 
 # Sections that are no part of a run's configuration: Hydra's own, the switches of a protocol, to

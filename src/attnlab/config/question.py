@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 from pydantic import Field, model_validator
 
-from attnlab.config.compose import CONFIGS
+from attnlab.config.compose import CONFIGS, split_overrides
 from attnlab.config.measures import MEASURES, OF_KIND, Measure
 from attnlab.config.messages import checked
 from attnlab.config.types import Name, Positive, Section, Seed
@@ -102,7 +102,7 @@ def _parsed(line: str) -> dict[str, Any]:
     """The values of overrides, read as the command line reads them. Errors: HydraException,
     ValueError for what sets no key.
     """
-    parsed = OverridesParser.create().parse_overrides(line.split())
+    parsed = OverridesParser.create().parse_overrides(split_overrides(line))
     if any(override.type is not OverrideType.CHANGE for override in parsed):
         raise ValueError(line)
     return {override.key_or_group: override.value() for override in parsed}

@@ -9,12 +9,18 @@ from attnlab.config.messages import checked
 from attnlab.config.types import Positive, Section, Seed
 from attnlab.errors import BadInput
 
+MAX_FACTOR = 10
+
 
 class Tuning(Section):
-    """seeds: of trials, used for nothing else. factors: of the configured learning rate."""
+    """seeds: of trials, used for nothing else. factors: of the configured learning rate. extend:
+    the factor between the best rate of an arm, where that is at the edge of its grid, and the
+    next one that is tried; None ends the trials with the grid.
+    """
 
     seeds: Annotated[list[Seed], Field(min_length=1)]
     factors: Annotated[list[Positive], Field(min_length=2)]
+    extend: Annotated[float, Field(gt=1, le=MAX_FACTOR)] | None = None
 
     @model_validator(mode="after")
     def _once(self) -> "Tuning":

@@ -58,7 +58,8 @@ def cached(root: Path, name: str, key: dict[str, Any], build: Callable[[Path], N
 def _publish(folder: Path, key: dict, build: Callable[[Path], None]) -> None:
     """Write everything beside `folder`, then give it its name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_old(folder.parent, ".part-*", LONGEST)
+    for killed in (".part-*", ".damaged-*"):
+        remove_old(folder.parent, killed, LONGEST)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         build(made)

@@ -16,13 +16,12 @@ from attnlab.report.tuning import tunings
 # Licences as far as the publishers of the data state one, and where they do.
 WIKITEXT = "CC BY-SA 3.0 and GFDL, as its page on the Hugging Face hub states"
 CIFAR = "not stated by its authors (https://www.cs.toronto.edu/~kriz/cifar.html)"
-LICENCES = {
-    "wikitext103": WIKITEXT,
-    "wikitext2": WIKITEXT,
-    "cifar10": CIFAR,
-    "cifar100": CIFAR,
-    "digits": "CC BY 4.0 (UCI Machine Learning Repository); included in scikit-learn (BSD)",
-    "pydocs": "PSF License Version 2 (the documentation inside CPython)",
+LICENCES = {  # by data.path: a folder may hold anything, whatever data.name says
+    "Salesforce/wikitext": WIKITEXT,
+    "uoft-cs/cifar10": CIFAR,
+    "uoft-cs/cifar100": CIFAR,
+    "embedded:digits": "CC BY 4.0 (UCI Machine Learning Repository); in scikit-learn (BSD)",
+    "embedded:pydocs": "PSF License Version 2 (the documentation inside CPython)",
 }
 UNKNOWN = "not known to attnlab; its publisher may state one"
 PROTOCOLS = {
@@ -110,7 +109,7 @@ def _source(cfg: Config) -> str:
 def _licence(cfg: Config) -> str:
     if cfg.data.kind == "symbols":
         return "none needed: the sequences are generated"
-    return LICENCES.get(cfg.data.name, UNKNOWN)
+    return LICENCES.get(cfg.data.path, UNKNOWN)
 
 
 def _kind(cfg: Config) -> str:

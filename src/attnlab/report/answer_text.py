@@ -6,7 +6,7 @@ from attnlab.report.compare import Arm, Comparison, baseline_of, fingerprints, s
 from attnlab.report.contrasts import Contrast
 from attnlab.report.naming import reference
 from attnlab.report.questions import Answer
-from attnlab.report.rules import conclusion
+from attnlab.report.rules import RULES, conclusion
 from attnlab.report.run_notes import (
     DIFFERENT,
     code_changes,
@@ -47,10 +47,13 @@ def judge(answer: Answer, contrast: Contrast) -> Verdict | None:
 
 
 def verdicts(answer: Answer) -> list[tuple[str, str]]:
-    """The conclusion where the rule draws one, else every contrast's word and sentence."""
-    if said := conclusion(answer):
-        return [(tag(answer), said)]
-    found = []
+    """The conclusion where the rule draws one, and every contrast's word and sentence, but for a
+    rule that is about all of them together.
+    """
+    said = conclusion(answer)
+    found = [(tag(answer), said)] if said else []
+    if answer.question.id in RULES:
+        return found
     for contrast in answer.contrasts:
         if judged := judge(answer, contrast):
             word, reason = judged.word, judged.reason
@@ -143,6 +146,11 @@ def notes(answer: Answer) -> list[str]:
     said += code_changes(answer.runs)
     said += selection(answer.place)
     said += differences({run.config["model.name"]: run.config for run in answer.runs})
+    if answer.tunings:
+        said.append(
+            "The rates are those that the tuning seeds chose. The intervals take them as given: "
+            "that so few trials may choose a rate that is not the best one is not in them."
+        )
     for tuning in answer.tunings:
         said += edges(tuning, f"in {tuning.title}, " if len(answer.tunings) > 1 else "")
     if answer.others:
@@ -172,15 +180,22 @@ def planning(answer: Answer) -> list[str]:
     smallest = answer.question.smallest_effect
     samples = samples_tested(answer.runs)
     floor = statistics.sampling_error(0, samples) if samples else 0.0  # of equal arms
-    n = statistics.planned_seeds(widest.sd, smallest, widest.level, floor)
-    need = f"{n:,} seeds are" if n else f"more than {statistics.MAX_SEEDS:,} seeds would be"
+    between = (widest.sd, *statistics.sd_interval(widest.sd, widest.n))
+    needed = [statistics.planned_seeds(s, smallest, widest.level, floor) for s in between]
+    n, least, most = (f"{n:,}" if n else f"more than {statistics.MAX_SEEDS:,}" for n in needed)
+    roughly = ""
+    if least != most:
+        roughly = (
+            f" {widest.n} seeds know a spread only roughly: over its 95 % interval the number "
+            f"runs from {least} to {most}."
+        )
     sd = quantity(widest.sd, widest.unit, ".2g")
-    few = n is None and statistics.planned_seeds(widest.sd, smallest, widest.level)
+    few = needed[0] is None and statistics.planned_seeds(widest.sd, smallest, widest.level)
     bound = ", and with so few test samples" if few else ""
     return [
         f"Paired effects spread by up to {sd} (standard deviation over {widest.n} seeds). At "
-        f"that spread{bound}, {need} needed to call equal arms equivalent within "
-        f"{quantity(smallest, widest.unit)} with a probability of 90 %."
+        f"that spread{bound}, {n} seeds would be needed to call equal arms equivalent within "
+        f"{quantity(smallest, widest.unit)} with a probability of 90 %.{roughly}"
     ]
 
 
@@ -190,19 +205,22 @@ def marks(comparison: Comparison, found: list[Answer]) -> str:
     alike = (a for a in found if a.question.measure is comparison.measure)
     asked = [answer for answer in alike if runs & {run.folder for run in answer.runs}]
     said = []
+    counted = {run.folder for answer in asked for run in answer.runs}
+    finished = {run.folder for run in comparison.runs if run.value is not None}
+    part = "" if finished <= counted else "in part "
     for word in ("registered", "registration not verified"):
         if names := [answer.experiment for answer in asked if tag(answer) == word]:
-            said.append(f"in part {word}: {', '.join(names)}")
+            said.append(f"{part}{word}: {', '.join(names)}")
     return ", ".join(said) or "exploratory"
 
 
-def registered(comparison: Comparison, found: list[Answer]) -> dict[str, str]:
+def registered(comparison: Comparison, found: list[Answer], measure: Measure) -> dict[str, str]:
     """Label of an arm -> the question that registers its effect over the baseline: its verdict is
     the one at the question's level, and no second one is given.
     """
     covered: dict[str, str] = {}
     base = comparison.baseline
-    for answer in _against(base, comparison.measure, found):
+    for answer in _against(base, measure, found):
         # at own rates the baseline of the answer may have another rate than here
         if not _counts(answer, base) and answer.question.learning_rate == "common":
             continue

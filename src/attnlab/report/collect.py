@@ -49,7 +49,7 @@ class Run:
     status: str = "unfinished"
     cause: str = ""
 
-    def unreadable(self, error: Exception) -> None:
+    def mark_unreadable(self, error: Exception) -> None:
         """List the run with what is wrong with it, and compare it with nothing."""
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         self.status, self.cause = "unreadable", _line(f"{kind}{error}")
@@ -145,7 +145,7 @@ def read(folder: Path) -> Run:
         failed = file.read_text(errors="replace") if file.is_file() else ""
         _fill(run, config, env, result, rows, last, failed)
     except Exception as error:  # what damaged files make of their parsers has no base class
-        run.unreadable(error)
+        run.mark_unreadable(error)
     return run
 
 
@@ -163,10 +163,10 @@ def _archived(file: Path) -> list[Run]:
                 parts = (record[key] for key in ("config", "env", "result"))
                 _fill(run, *parts, shown, last, record.get("failed", ""))
             except Exception as error:  # of odd content, which can be anything
-                run.unreadable(error)
+                run.mark_unreadable(error)
     except (OSError, ValueError) as error:
         runs.append(Run(file, file))
-        runs[-1].unreadable(error)
+        runs[-1].mark_unreadable(error)
     return runs
 
 
@@ -191,12 +191,14 @@ def pack(root: Path, file: Path, speeds: bool) -> list[Run]:
 
     Errors: `BadInput` if there is no run.
     """
-    packed, left_out = {}, []
-    for run in collect(root):
+    packed, left_out, runs = {}, [], collect(root)
+    files = {run.place for run in runs if run.place != run.folder}
+    archived = {file.parent / r["run"]: r for file in files for r in archive.records(file)}
+    for run in runs:
         if run.status == "unreadable":
             left_out.append(run)
             continue
-        record = _record(run)
+        record = _record(run, archived.get(run.folder))
         record["config"] = archive.portable(record["config"])
         record["env"] = archive.portable(record["env"])
         if not speeds:
@@ -206,12 +208,10 @@ def pack(root: Path, file: Path, speeds: bool) -> list[Run]:
     return left_out
 
 
-def _record(run: Run) -> dict[str, Any]:
-    """What a line holds of a run, beside its name."""
-    if run.place != run.folder:
-        found = archive.records(run.place)
-        record = next(r for r in found if run.place.parent / r["run"] == run.folder)
-        return {key: value for key, value in record.items() if key != "run"}
+def _record(run: Run, archived: dict[str, Any] | None) -> dict[str, Any]:
+    """What a line holds of a run, beside its name. archived: the line that it was read from."""
+    if archived is not None:
+        return {key: value for key, value in archived.items() if key != "run"}
     rows = [row for line in lines_of(run.folder / "metrics.jsonl") if (row := row_of(line))]
     record = {
         "config": read_yaml(run.folder / "config.yaml"),

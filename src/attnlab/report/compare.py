@@ -72,7 +72,7 @@ class Comparison:
 
     arms: dot_product first where there is one. ablation: of which keys it is one; empty for the
     paper's arms. slug: short, as part of a file name. registered: label of an arm -> the question
-    that judges it.
+    that judges its effect in the comparison's measure; registered_bleu: the same in BLEU.
     """
 
     title: str
@@ -80,6 +80,7 @@ class Comparison:
     ablation: str
     arms: list[Arm]
     registered: dict[str, str] = field(default_factory=dict)
+    registered_bleu: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def effects(self) -> dict[str, statistics.Effect]:

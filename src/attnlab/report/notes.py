@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from attnlab.config.measures import PERPLEXITY
-from attnlab.report.compare import Comparison
+from attnlab.report.compare import Arm, Comparison
 from attnlab.report.naming import ORIENTATION, arm_deviations, deviations, source
 from attnlab.report.run_notes import (
     DIFFERENT,
@@ -51,13 +51,23 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
             found = judge(arm, effect)
             more = ""
             if found.needed:
-                more = f"; about {found.needed} seeds would decide, if mean and spread stay"
+                more = f"; a new experiment on about {found.needed} fresh seeds would decide"
             elif effect.sd is not None and found.word in OPEN:
-                more = f"; {MAX_SEEDS:,} seeds would not decide"
-            said.append((found.word, f"{arm.label}: {found.reason}{more}"))
+                more = f"; {MAX_SEEDS:,} fresh seeds would not decide"
+            said.append((found.word, f"{arm.label}: {found.reason}{_left(arm)}{more}"))
+        elif comparison.effects:
+            why = "no seed in common with dot_product" if arm.values else "no run has a result"
+            said.append(("no verdict", f"{arm.label}: {why}"))
     if not said:
         said.append(("no verdict", _why_none(comparison)))
     return said
+
+
+def _left(arm: Arm) -> str:
+    """How many of its seeds have a result, where some have none: which ones may depend on it."""
+    seeds = {run.config["seed"] for run in arm.runs}
+    lost = len(seeds) > len(arm.values)
+    return f"; {len(arm.values)} of its {len(seeds)} seeds have a result" if lost else ""
 
 
 def _why_none(comparison: Comparison) -> str:
@@ -144,18 +154,18 @@ def _runs(comparison: Comparison) -> Iterable[str]:
 
 def _intervals(comparison: Comparison) -> str:
     effects = [effect for effect in comparison.effects.values() if effect.sd is not None]
-    text = '"Ours" is the mean over seeds with its 95 % t-interval.'
+    text = "A test metric is the mean over seeds with its 95 % t-interval."
     if effects:
         text += " Effects are paired by seed; positive is better than the dot product."
     if any(effect.floor for effect in effects):
         text += (
-            " Their standard error is at least that of drawing the test samples, which all seeds "
-            "share."
+            " Their standard error is at least one seed's for drawing the test samples, which all "
+            "seeds share."
         )
     if len(effects) > 1 and comparison.effects.keys() - comparison.registered.keys():
         text += (
-            f" The {len(effects)} intervals are simultaneous 95 % intervals (Bonferroni), and p "
-            "is corrected by Holm's method; the verdict follows the interval."
+            " Within a column of effects the intervals are simultaneous 95 % intervals "
+            "(Bonferroni), and p is corrected by Holm's method; the verdict follows the interval."
         )
     return text
 

@@ -292,5 +292,6 @@ def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:
     commits = set().union(*made)
     if early := {commit for commit in commits if asked.precedes(commit) is False}:
         runs = sum(bool(found & early) for found in made)
-        which = "is not committed" if asked.pending else "was last changed after their commit"
-        yield f"the question {which} ({runs} of {len(counted)} runs)"
+        which = "is not committed" if asked.pending else "was changed after the commit"
+        of = f"{runs} of {len(counted)} runs"
+        yield f"the question {which} ({of})" if asked.pending else f"the question {which} of {of}"

@@ -8,6 +8,7 @@ import jinja2
 import plotly.offline
 from markupsafe import Markup
 
+from attnlab.config.measures import BLEU
 from attnlab.config.schema import CODE_VERSION
 from attnlab.errors import BadInput
 from attnlab.report import (
@@ -118,7 +119,8 @@ def report(root: Path, out: Path) -> None:
         failed: list[str] = []
         asked = _try("What was asked", failed, answers, compared, tuned)
         for comparison in found:
-            comparison.registered = answer_text.registered(comparison, asked)
+            comparison.registered = answer_text.registered(comparison, asked, comparison.measure)
+            comparison.registered_bleu = answer_text.registered(comparison, asked, BLEU)
         for each in tuned:
             each.registered = answer_text.registered_at_own_rates(each, asked)
 
@@ -166,7 +168,7 @@ def _check(run: Run) -> None:
             _section(comparison, [], [], [], [])
         ladder.ladders(alone)
     except Exception as error:  # of odd content, which can be anything
-        run.unreadable(error)
+        run.mark_unreadable(error)
 
 
 def _counts(runs: list[Run]) -> str:

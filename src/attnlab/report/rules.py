@@ -1,4 +1,4 @@
-"""Decision rules of registered questions that ask more than how two arms compare."""
+"""What the rules of registered questions ask beyond how two arms compare."""
 
 from attnlab.report.questions import Answer
 from attnlab.report.statistics import Effect, equivalent
@@ -52,14 +52,70 @@ def controls(answer: Answer) -> str:
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-RULES = {"controls": controls}  # by the question's id
+def saturation(answer: Answer) -> str:
+    """Saturation explains part of the gain if the effect over dot_product is smaller with the
+    textbook's embedding than as published, by an interval that excludes 0.
+    """
+    published, textbook = dict.fromkeys(contrast.setting for contrast in answer.contrasts)
+    less = answer.of("neural_d2", "dot_product", textbook, published)
+    if (less.high or 0) < 0:
+        return (
+            "Saturation explains part of the gain: over dot_product it is smaller with "
+            f"{textbook} than with {published}."
+        )
+    return "That saturation explains part of the gain is undecided."
+
+
+def temperature(answer: Answer) -> str:
+    """Of expressive_fair: The temperature helps if expressive_tempered is better or equivalent and
+    expressive is worse.
+
+    Of ladder_fair: The temperature helps where expressive_tempered is equivalent or better and
+    expressive is worse.
+    """
+    helps, smallest = [], answer.question.smallest_effect
+    settings = list(dict.fromkeys(contrast.setting for contrast in answer.contrasts))
+    for setting in settings:
+        tempered = answer.of("expressive_tempered", "dot_product", setting)
+        worse = (answer.of("expressive", "dot_product", setting).high or 0) < 0
+        if worse and (equivalent(tempered, smallest) or (tempered.low or 0) > 0):
+            helps.append(setting)
+    where = f" with {', '.join(helps)}" * bool(settings[1:])
+    return (
+        f"The temperature helps{where}." if helps else "That the temperature helps is undecided."
+    )
+
+
+def positions(answer: Answer) -> str:
+    """Positions explain part of an arm's distance to the dot product if, with sinusoidal positions
+    or with ALiBi, its effect is larger than with rotary ones by an interval that excludes 0.
+    """
+    larger: dict[str, list[str]] = {}
+    for contrast in answer.contrasts:
+        if contrast.base and (contrast.effect.low or 0) > 0:
+            larger.setdefault(contrast.arm, []).append(contrast.setting)
+    if not larger:
+        return "That positions explain part of a distance to the dot product is undecided."
+    arms = "; ".join(f"of {arm} ({', '.join(settings)})" for arm, settings in larger.items())
+    return f"Positions explain part of the distance to the dot product {arms}."
+
+
+RULES = {"controls": controls}  # by the question's id: the whole rule
+CLAUSES = {  # what the rule says in the end, beside the verdicts on the single effects
+    "controls_fair": saturation,
+    "controls_wide": saturation,
+    "expressive_fair": temperature,
+    "ladder_fair": temperature,
+    "recall_fair": positions,
+}
 
 
 def conclusion(answer: Answer) -> str:
     """What the registered rule makes of the runs, in one sentence; empty for a question whose rule
     is that each verdict speaks for itself.
     """
-    rule = RULES.get(answer.question.id)
+    name = answer.question.id
+    rule = RULES.get(name) or CLAUSES.get(name)
     if rule is None:
         return ""
     if answer.missing:

@@ -40,8 +40,8 @@ def failures(failed: list[Run]) -> Iterable[str]:
         kinds = {run.cause.partition(":")[0] for run in failed}
         causes = ", ".join(sorted(filter(str.isidentifier, kinds)))  # such as NonFinite
         yield (
-            f"WARNING: without a result: {listed(named)}{f' ({causes})' * bool(causes)}; what the "
-            "others show may be too good for their arm."
+            f"WARNING: without a result: {listed(named)}{f' ({causes})' * bool(causes)}; the "
+            "others may make their arm look better than it is."
         )
 
 

@@ -61,13 +61,14 @@ class Effect(Summary):
     p_holm: float | None
     floor: float = 0.0
 
-    def error(self, n: int) -> float:
-        """Standard error of the mean over n seeds with this spread; needs an sd."""
-        return max(self.sd / math.sqrt(n), self.floor)
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; needs an sd."""
+        return max(self.sd / math.sqrt(self.n), self.floor)
 
-    def half_width(self, n: int) -> float:
-        """Of the interval over n seeds with this spread."""
-        return self.error(n) * quantile(n, self.level)
+    @property
+    def half_width(self) -> float:
+        return self.error * quantile(self.n, self.level)
 
 
 def summarize(
@@ -102,14 +103,17 @@ def per_seed(
 
 
 def sampling_error(mean: float, samples: int) -> float:
-    """The least standard error of an effect of `mean` points on a test split of so many samples.
+    """The least standard error of one seed's effect of `mean` points on a test split of so many
+    samples, which are counted as independent, as images are.
 
     Both arms answer the same samples. With b that only one of them gets right and c that only the
-    other does, the effect is (b - c) / samples, and drawing other test samples varies it by
-    sqrt(b + c) / samples (McNemar 1947). b and c are not stored, but b + c is at least |b - c|,
-    and at least 1 where an accuracy could have come out otherwise: that is the floor. All seeds
-    are tested on the same samples, so more seeds do not make it smaller. Samples are counted as
-    independent, as images are. The real error is at least as large.
+    other does, the effect is (b - c) / samples, and McNemar (1947) tests it with the error
+    sqrt(b + c) / samples. b and c are not stored, but b + c is at least |b - c|, and at least 1
+    where an accuracy could have come out otherwise.
+
+    For the mean over seeds it is a caution and no bound: all seeds are tested on the same samples,
+    so a small spread over seeds does not show a small error. Where the seeds err on different
+    samples, the error of their mean is smaller.
     """
     return 100 * math.sqrt(max(abs(mean) / 100 * samples, 1)) / samples
 
@@ -147,9 +151,9 @@ def effect_of(
     if s.sd is None or (floor == 0 and s.sd <= ROUNDING * max(1, abs(s.mean))):
         return Effect(s.n, s.mean, None, None, None, unit, level, p=None, p_holm=None)
     effect = Effect(s.n, s.mean, s.sd, None, None, unit, level, None, None, floor)
-    low = max(-most, s.mean - effect.half_width(s.n))
-    high = min(most, s.mean + effect.half_width(s.n))
-    p = float(2 * stats.t.sf(abs(s.mean) / effect.error(s.n), s.n - 1))
+    low = max(-most, s.mean - effect.half_width)
+    high = min(most, s.mean + effect.half_width)
+    p = float(2 * stats.t.sf(abs(s.mean) / effect.error, s.n - 1))
     return replace(effect, low=low, high=high, p=p, p_holm=p)
 
 
@@ -175,6 +179,12 @@ def compare(
     }
     p_holm = holm({arm: effect.p for arm, effect in effects.items() if effect.p is not None})
     return {arm: replace(effect, p_holm=p_holm.get(arm)) for arm, effect in effects.items()}
+
+
+def sd_interval(sd: float, n: int) -> tuple[float, float]:
+    """95 % interval of the true standard deviation, where n normal values have this one."""
+    low, high = stats.chi2.ppf((1 - ALPHA / 2, ALPHA / 2), n - 1)
+    return sd * math.sqrt((n - 1) / low), sd * math.sqrt((n - 1) / high)
 
 
 def share_interval(k: int, n: int) -> tuple[float, float]:
@@ -208,7 +218,7 @@ def planned_seeds(sd: float, smallest: float, level: float, floor: float = 0.0) 
     shown this spread of paired effects; they also tell an effect of the smallest size from 0. None
     if more than 1000 would be needed.
 
-    A pilot of few seeds knows its spread only roughly.
+    A pilot of few seeds knows its spread only roughly (`sd_interval`).
     """
     return _fewest(lambda n: 2 * _room(n, sd, smallest, level, floor) - 1, 2)
 

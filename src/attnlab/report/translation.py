@@ -16,8 +16,9 @@ def table(comparison: Comparison) -> Table:
     the published BLEU; no rows without a translation.
     """
     columns = {"model": "text", **dict.fromkeys(SCORES, "number")}
+    asked = comparison.registered_bleu  # effects whose interval is another one, in its answer
     arms = [arm for arm in comparison.arms if _values(arm, SCORES["BLEU"])]
-    effects = _effects(comparison)
+    effects = {k: e for k, e in _effects(comparison).items() if k not in asked}
     columns |= {
         f"BLEU over dot product{level_text(effects)}": "number",
         "published BLEU": "number",
@@ -40,7 +41,9 @@ def _effects(comparison: Comparison) -> dict[str, statistics.Effect]:
 def _row(comparison: Comparison, arm: Arm, effect: statistics.Effect | None) -> list[Cell]:
     cells = [_mean(list(_values(arm, key).values())) for key in SCORES.values()]
     over = "baseline" if arm is comparison.baseline else DASH
-    if effect:
+    if asked := comparison.registered_bleu.get(arm.label):
+        over = f"see question {asked}"
+    elif effect:
         over = effect_text(effect)
     known = published.BLEU.get(arm.config["data.name"], {}).get(arm.label)
     theirs = DASH if known is None else f"({known:.2f}, orientation)"

@@ -63,10 +63,12 @@ def _effect(effect: Effect | None) -> str:
 def notes(tuning: Tuning) -> list[str]:
     """What a reader must know of it, in sentences."""
     seeds = ", ".join(map(str, tuning.seeds))
+    one = len(tuning.seeds) == 1
+    over = f"with tuning seed {seeds}" if one else f"in the mean of tuning seeds {seeds}"
     said = [
-        f"Mean validation {tuning.measure.name} over the tuning seeds ({seeds}) chose each arm's "
-        "own rate. No run with a tuning seed is in any effect. Intervals are simultaneous 95 % "
-        "intervals within a column."
+        f"Validation {tuning.measure.name} {over} chose each arm's own rate. No run with a tuning "
+        "seed is in any effect. Intervals are simultaneous 95 % intervals within a column, and "
+        "take the chosen rates as given."
     ]
     rates = ({tuning.common, tuned.own and tuned.own.rate} for tuned in tuning.arms)
     pairs = zip(tuning.arms, rates, strict=True)

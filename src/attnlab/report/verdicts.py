@@ -11,7 +11,7 @@ from attnlab.report.statistics import Effect, equivalent, seeds_to_decide
 @dataclass(frozen=True)
 class Verdict:
     """One word, and the plain reason with the numbers. effect, margin: of an open verdict with an
-    sd, what `needed` goes by.
+    sd, what `needed` goes by; None where a smallest effect of interest judges.
     """
 
     word: str
@@ -19,7 +19,7 @@ class Verdict:
     effect: Effect | None = None
     margin: float | None = None
 
-    @cached_property  # it takes milliseconds
+    @cached_property
     def needed(self) -> int | None:
         """How many seeds would decide with a probability of 90 % if the mean and sd measured so
         far are the true ones; None if more than 1000 would be needed, if there is no sd yet, or if
@@ -86,12 +86,12 @@ def _against_smallest(e: Effect, smallest: float) -> tuple[str, str, float | Non
     if word != "no difference shown":
         size = "beyond" if min(abs(e.low), abs(e.high)) > smallest else "perhaps not beyond"
         return word, f"{clause}, {size} {bound}", None
-    return "undecided", f"contains 0 and reaches {bound}", max(abs(e.mean), smallest - abs(e.mean))
+    return "undecided", f"contains 0 and reaches {bound}", None  # `planned_seeds` says more
 
 
 def _measured(e: Effect) -> str:
     interval = f"{100 * e.level:.4g} % interval {e.low:+.3g} to {e.high:+.3g}"
-    bound = ", as wide as the number of test samples demands," if _bound(e) else ""
+    bound = ", widened for the number of test samples," if _bound(e) else ""
     return f"{_mean(e)} over {e.n} seeds, {interval}{bound}"
 
 

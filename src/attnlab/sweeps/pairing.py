@@ -4,7 +4,7 @@ and order of the data are compared before an experiment runs.
 The authors' own pair was not: it differed in positions and in the scale of the embedding.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -64,7 +64,7 @@ def model_differences(a: nn.Module, b: nn.Module) -> Iterator[Difference]:
             yield name, f"{ours} | {theirs}"
 
 
-def check_arms(jobs: Iterable[Job]) -> None:
+def check_arms(jobs: Sequence[Job]) -> None:
     """Compare the arms of every comparison in a sweep, the jobs that differ only by what was typed
     for the model, and print what was found.
 
@@ -76,6 +76,7 @@ def check_arms(jobs: Iterable[Job]) -> None:
         arm = " ".join(o for o in job.overrides if o.startswith(("model=", "model.")))
         groups.setdefault(typed, {}).setdefault(arm, job)
     unknown, known = [], ""
+    wider = {job.cfg.model.name for job in jobs if getattr(job.cfg.model, "ffn_extra", None)}
     for (name, first), *others in (list(arms.items()) for arms in groups.values()):
         for arm, job in others:
             paired = job.cfg.model_copy(update={"seed": first.cfg.seed})  # as reports pair them
@@ -88,6 +89,8 @@ def check_arms(jobs: Iterable[Job]) -> None:
                     unknown.append(line)
     if unknown:
         raise BadInput("\n".join(unknown))
+    if wider:
+        known += f", apart from more units in the FFN of {', '.join(sorted(wider))}"
     print(f"arms: {sum(map(len, groups.values()))}; they differ only in attention{known}")
 
 

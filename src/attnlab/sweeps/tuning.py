@@ -1,9 +1,11 @@
 """Each arm at its own learning rate: trials on seeds of their own, then the sweep at the best.
 
 An arm is what was typed for a job, without its seed. It is tried at every rate of the grid on
-every tuning seed; the rate with the best mean validation metric is its own. Then the sweep's jobs
-run as they are, at one common rate, and once more at each arm's own, on the sweep's seeds, none of
-which is a tuning seed. All of it follows from the runs' result.json: the same command resumes it.
+every tuning seed; the rate with the best mean validation metric is its own. With `tune.extend` an
+arm whose best rate is at the edge of its grid is tried beyond it, until a worse rate follows. Then
+the sweep's jobs run as they are, at one common rate, and once more at each arm's own, on the
+sweep's seeds, none of which is a tuning seed. All of it follows from the runs' result.json: the
+same command resumes it.
 """
 
 import math
@@ -17,6 +19,7 @@ from attnlab.errors import BadInput
 from attnlab.runs.folder import RunFolder
 from attnlab.sweeps.jobs import FAILED, Job, compose_jobs, say
 
+EXTENSIONS = 8  # of one arm's grid at most; then its best rate stays at the edge
 MARK = "runtime.tuning=true"  # in the trials' configurations, for reports
 
 
@@ -64,17 +67,26 @@ def tune(jobs: list[Job], tuning: Tuning, run: Callable[[list[Job]], int]) -> in
     for job in jobs:
         arms.setdefault(_arm(job), []).append(job)
     trials = {arm: _trials(arm, members[0], tuning) for arm, members in arms.items()}
-    listed = [job for rates in trials.values() for row in rates.values() for job in row]
-    left = [job for job in listed if not diverged(job)]
-    code = run(left) if left else 0
-    if code not in (0, FAILED):
-        return code
-    chosen = []
-    for arm, members in arms.items():
-        own = _choose(arm, trials[arm])
-        if own is None:
-            return FAILED
-        chosen += [_at(arm, job.cfg.seed, own.rate) for job in members]
+    own: dict[tuple[str, ...], Choice] = {}
+    for last in range(EXTENSIONS + 1):
+        listed = [job for rates in trials.values() for row in rates.values() for job in row]
+        left = [job for job in listed if not diverged(job)]
+        code = run(left) if left else 0
+        if code not in (0, FAILED):
+            return code
+        for arm in [arm for arm in arms if arm not in own]:
+            found = _choose(arm, trials[arm])
+            if found is None:
+                return FAILED
+            if not found.at_edge or tuning.extend is None or last == EXTENSIONS:
+                own[arm] = found
+                continue
+            up = found.rate == max(trials[arm])
+            beyond = _rounded(found.rate * tuning.extend if up else found.rate / tuning.extend)
+            trials[arm][beyond] = _tried_at(arm, beyond, tuning)
+        if len(own) == len(arms):
+            break
+    chosen = [_at(arm, job.cfg.seed, own[arm].rate) for arm in arms for job in arms[arm]]
     return run(list({job.path: job for job in (*jobs, *chosen)}.values()))
 
 
@@ -90,8 +102,16 @@ def _arm(job: Job) -> tuple[str, ...]:
 def _trials(arm: tuple[str, ...], job: Job, tuning: Tuning) -> dict[float, list[Job]]:
     """Rate -> a job for each tuning seed."""
     lr = job.cfg.trainer.lr
-    rates = sorted(lr if f == 1 else float(f"{f * lr:.6g}") for f in tuning.factors)
-    return {rate: [_at(arm, seed, rate, MARK) for seed in tuning.seeds] for rate in rates}
+    rates = sorted(lr if f == 1 else _rounded(f * lr) for f in tuning.factors)
+    return {rate: _tried_at(arm, rate, tuning) for rate in rates}
+
+
+def _tried_at(arm: tuple[str, ...], rate: float, tuning: Tuning) -> list[Job]:
+    return [_at(arm, seed, rate, MARK) for seed in tuning.seeds]
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.6g}")
 
 
 def _at(arm: tuple[str, ...], seed: int, rate: float, *more: str) -> Job:
