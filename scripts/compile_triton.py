@@ -1,9 +1,8 @@
 """Compile the Triton kernels ahead of time, without a GPU, and print what ptxas says of them.
 
-    python scripts/compile_triton.py [archs=89,90] [cases=h=2,h=64]
+    python scripts/compile_triton.py [archs=89,90] [cases=h=2] [fp32=yes] [width=96] [causal=no]
 
-The cases have bfloat16 values of width 64, a causal mask and ReLU, unless their name is that of
-another activation or mechanism.
+The cases have ReLU unless their name is that of another activation or mechanism.
 """
 
 from attnlab.commands.arguments import main_with
@@ -20,8 +19,14 @@ CASES = {  # h, h2 (1 with one hidden layer), whether there are two hidden layer
 }
 
 
-def main(archs: str = "89,90", cases: str = ",".join(CASES)) -> None:
-    """Print the table."""
+def main(
+    archs: str = "89,90",
+    cases: str = ",".join(CASES),
+    fp32: bool = False,
+    width: int = 64,
+    causal: bool = True,
+) -> None:
+    """Print the table. fp32: not bfloat16, width: of one head; both of the values."""
     from attnlab.benchmarks.ahead_of_time import compiled, resources
     from attnlab.kernels.triton_backend import INTERPRETED, KERNELS, Case
 
@@ -37,7 +42,8 @@ def main(archs: str = "89,90", cases: str = ",".join(CASES)) -> None:
         h, h2, two, act = CASES[name]
         for kernel in KERNELS:
             for arch in map(int, archs.split(",")):
-                ptx, shared = compiled(kernel, Case(h, h2, two, act, True, 64, True), arch)
+                case = Case(h, h2, two, act, causal, width, not fp32)
+                ptx, shared = compiled(kernel, case, arch)
                 numbers = " | ".join(resources(ptx, arch))
                 print(f"| {kernel} | {name} | sm_{arch} | {numbers} | {shared} |", flush=True)
 

@@ -32,6 +32,27 @@ def call(monkeypatch, *words: str) -> int:
     return 0
 
 
+def test_what_is_refused_does_not_wait_for_torch(tmp_path):
+    """Which takes seconds to import."""
+    code = (
+        "import sys\n"
+        "from attnlab.commands import start\n"
+        "try: start('train', ['model=nueral_d2'])\n"
+        "except SystemExit as ended: sys.exit(f'{ended.code} {\"torch\" in sys.modules}')"
+    )
+    words = [sys.executable, "-c", code]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    said, ended = found.stderr.splitlines()
+    assert "did you mean neural_d2?" in said and ended == "2 False"
+
+
+def test_the_package_is_a_program_too(tmp_path):
+    """So torchrun can start it: torchrun -m attnlab train ..."""
+    words = [sys.executable, "-m", "attnlab", "--version"]
+    found = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert found.stdout == f"{attnlab.__version__}\n"
+
+
 def test_help_lists_every_command_and_each_explains_itself(monkeypatch, capsys):
     assert PROJECT["project"]["scripts"] == {"attnlab": "attnlab.commands:main"}
     assert call(monkeypatch, "--help") == 0

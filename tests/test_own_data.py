@@ -11,6 +11,7 @@ from conftest import Halts, config, prepared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 
 from attnlab.config import compose
 from attnlab.config.compose import flatten
@@ -183,6 +184,27 @@ def test_images_of_one_size_in_each_split_become_squares_if_the_splits_differ(tm
     write_images(tmp_path / "mine" / "test", sizes=((40, 20), (30, 20)))
     data = prepared(own("images", tmp_path / "mine", "data.image_size=16"))
     assert {pixels.shape[1:3] for pixels in data.pixels.values()} == {(16, 16)}
+
+
+def test_grey_images_become_rgb(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    for file in folder.rglob("*.png"):
+        Image.open(file).convert("L").save(file)
+    pixels = prepared(own("images", folder)).pixels["train"]
+    assert pixels.shape[-1] == 3 and (pixels == pixels[..., :1]).all()
+
+
+def test_only_the_most_frequent_characters_are_known(tmp_path):
+    """A word with another one is [UNK]."""
+    (tmp_path / "letters").mkdir()
+    rows = ["aa bb ab ba aab abb", "aa bb aab", "aa zz bb"] * 400
+    (tmp_path / "letters" / "train.txt").write_text("\n".join(rows))
+    data = prepared(own("text", tmp_path / "letters", "data.alphabet_size=2"))
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_file))
+    known = tokenizer.get_vocab()
+    assert {"a", "b"} <= {token.removeprefix("##") for token in known}
+    assert not any("z" in token for token in known)
+    assert tokenizer.encode("aa zz bb").tokens[1] == "[UNK]"
 
 
 def test_splits_of_ones_own_are_used_as_they_are(tmp_path):

@@ -1,9 +1,14 @@
 """scripts/reproduce.py: what it says before it starts, and one experiment from start to report."""
 
 import json
+import shutil
+import subprocess
 
 import pytest
-from conftest import config
+from conftest import ROOT, config
+
+from attnlab import cli
+from attnlab.commands.reproduce import YES, overrides
 
 SMOKE = ("scale=smoke", "logger=none", "runtime.progress=false")
 
@@ -12,6 +17,20 @@ def reproduce(start, cache, *words):
     process = start(*SMOKE, f"runtime.cache={cache}", *words, script="scripts/reproduce.py")
     out, err = process.communicate(timeout=900)
     return process.returncode, out, err
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("target", ["reproduce-paper", "reproduce-mini", "ablations"])
+def test_what_make_starts_is_there(target):
+    """Every experiment that the Makefile names, with its overrides."""
+    dry = subprocess.run(["make", "-n", target], capture_output=True, text=True, cwd=ROOT)
+    (line,) = (line for line in dry.stdout.splitlines() if "scripts/reproduce.py" in line)
+    words = [w for w in line.split("scripts/reproduce.py")[1].split() if w not in YES]
+    jobs = overrides(words)
+    for job in jobs:
+        cli.check_overrides(job)
+    started = {word for job in jobs for word in job if word.startswith("experiment=")}
+    assert started == {f"experiment={word}" for word in words if "=" not in word} != set()
 
 
 def test_what_takes_long_is_estimated_and_not_started(start, cache, tmp_path):

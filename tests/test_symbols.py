@@ -71,10 +71,9 @@ def test_a_key_decides_a_sequence():
         "split": data.evaluation("validation").__getitems__([(0, i) for i in range(8)])[0],
     }
     assert all(not torch.equal(other, whole) for other in others.values())
-    test = [
-        SymbolData(data.options, s).evaluation("test").__getitems__([(0, 0)])[0] for s in (0, 1)
-    ]
-    assert torch.equal(*test)  # the same test for all seeds
+    for split in ("validation", "test"):  # the same for all seeds
+        both = (SymbolData(data.options, seed).evaluation(split) for seed in (0, 1))
+        assert torch.equal(*(part.__getitems__([(0, 0)])[0] for part in both))
 
 
 def test_metrics_count_predicted_symbols_of_each_task():

@@ -225,6 +225,16 @@ def test_killed_online_run_continues_its_curve(start, train, server, tmp_path):
     assert {k: server.summary[k] for k in result} == result
 
 
+@pytest.mark.parametrize(("mode", "said"), [("offline", "W&B: offline"), ("disabled", "W&B: off")])
+def test_the_configuration_decides_and_no_variable(mode, said, train, tmp_path):
+    words = (*SMALL, "logger=wandb", f"logger.mode={mode}", "trainer.max_steps=2")
+    words += ("trainer.eval_every=2", "hydra.run.dir=run")
+    other = {"offline": "disabled", "disabled": "offline"}[mode]
+    code, _, err = train(*words, WANDB_MODE=other, WANDB_PROJECT="another")
+    assert code == 0 and said in err, err
+    assert bool(list(tmp_path.glob("run/wandb/offline-run-*"))) == (mode == "offline")
+
+
 def test_unreachable_server_does_not_hold_up_training(train, tmp_path):
     """It accepts connections, and that is all."""
     folder = tmp_path / "run"

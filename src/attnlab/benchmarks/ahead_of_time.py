@@ -5,7 +5,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-HALF = ("v", "out", "grad_out", "grad_v")
+LIKE_V = ("v", "out", "grad_out", "grad_v")  # of the dtype of the values
 INTEGERS = ("heads", "n", "m")
 
 
@@ -20,7 +20,8 @@ def compiled(kernel: str, case, arch: int) -> tuple[str, int]:
     case, launch = specialize(kernel, case)
     constants = {"C": case, "PAIRS": case.two or not case.homogeneous}
     names = KERNELS[kernel].arg_names
-    types = dict.fromkeys(names, "*fp32") | dict.fromkeys(HALF, "*bf16")
+    types = dict.fromkeys(names, "*fp32")
+    types |= dict.fromkeys(LIKE_V, "*bf16") if case.half else {}
     types |= dict.fromkeys(INTEGERS, "i32") | dict.fromkeys(constants, "constexpr")
     aligned = [i for i, k in enumerate(names) if k != "heads" and k not in constants]
     source = ASTSource(
@@ -55,7 +56,8 @@ def assembled(ptx: str, arch: int) -> tuple[str, str]:
         cubin = file.with_suffix(".cubin")
         file.write_text(ptx)
         name = f"sm_{arch}a" if arch >= 90 else f"sm_{arch}"
-        command = [tools / "ptxas", "-v", f"--gpu-name={name}", file, "-o", cubin]
+        ptxas = "ptxas-blackwell" if arch >= 100 else "ptxas"  # as Triton chooses
+        command = [tools / ptxas, "-v", f"--gpu-name={name}", file, "-o", cubin]
         log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         command = [tools / "nvdisasm", "-c", cubin]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlab.benchmarks.timing import measured_on, paired
+from attnlab.benchmarks.timing import HOST, measured_on, paired
 from attnlab.benchmarks.training_step import published_shape
 from attnlab.config.schema import Config
 from attnlab.inspection.generate import continued
@@ -27,7 +27,7 @@ def generation(
         def generate(cached: bool, model=model, block=cfg.data.sequence_length, found=found):
             found[cached] = continued(model, [0], tokens, block, likeliest, cached)
 
-        timing = paired(lambda: generate(True), lambda: generate(False), device)
+        timing = paired(lambda: generate(True), lambda: generate(False), HOST)
         timing["ratio_to_uncached"] = timing.pop("ratio_to_sdpa")
         same = found[True] == found[False]
         yield {"arm": name, "tokens": tokens, **timing, "same_tokens": same, **measured_on(device)}

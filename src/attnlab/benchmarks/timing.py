@@ -16,6 +16,7 @@ from attnlab.runs.environment import processor
 from attnlab.training.meter import memory_mib, peak_memory_mib, reset_peak_memory
 
 SAMPLES, SECONDS = 15, 5.0  # of one measurement: as many samples, or as long, and 3 at least
+HOST = torch.device("cpu")  # whose clock times what waits for a device itself, as training does
 AHEAD = 10_000_000  # cycles, about 5 ms: longer than Python takes to launch attention's kernels
 
 
@@ -26,6 +27,7 @@ def measured_on(device: torch.device) -> dict[str, Any]:
     return {
         "device": f"{name} {capability}".strip(),
         "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

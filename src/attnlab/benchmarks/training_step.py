@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnlab.benchmarks.timing import measured_on, paired
+from attnlab.benchmarks.timing import HOST, measured_on, paired
 from attnlab.config.schema import Config
 from attnlab.data.pairs import Pairs
 from attnlab.models.transformer import build_model
@@ -28,7 +28,7 @@ def whole_steps(arms: dict[str, Config], device: torch.device) -> Iterator[dict[
     for name, cfg in arms.items():
         run, _ = training_step(cfg, device, published_shape(cfg))
         base = base or run
-        timing = paired(run, base, device)
+        timing = paired(run, base, HOST)
         yield {"arm": name, "body": cfg.arch.body, **timing, **measured_on(device)}
 
 

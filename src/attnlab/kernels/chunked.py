@@ -10,7 +10,7 @@ from torch import Tensor
 from attnlab.functional import ACTIVATIONS
 
 PAIRS = 2**18  # in a chunk on a CPU, so that its tensors stay in cache
-VALUES = 2**25  # of all hidden units of a chunk on a GPU, so that a launch has something to do
+VALUES = 2**27  # of all hidden units of a chunk on a GPU (512 MiB), so that launches are few
 
 HOMOGENEOUS = ("relu", "leaky_relu")  # whose value at u is u times its slope there
 

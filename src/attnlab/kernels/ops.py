@@ -18,15 +18,15 @@ from attnlab.kernels.validation import check_gradient, check_operands
 
 BACKENDS = {"chunked": chunked, "cpp": cpp_backend, "triton": triton_backend}
 
-Optional = Tensor | None
+MaybeTensor = Tensor | None
 
 
 @torch_library.custom_op("attnlab::neural_attention", mutates_args=())
 def fused_attention(
     a: Tensor,
     c: Tensor,
-    mid_weight: Optional,
-    mid_bias: Optional,
+    mid_weight: MaybeTensor,
+    mid_bias: MaybeTensor,
     out_weight: Tensor,
     v: Tensor,
     activation: str,
@@ -52,8 +52,8 @@ def _backward(
     grad_out: Tensor,
     a: Tensor,
     c: Tensor,
-    mid_weight: Optional,
-    mid_bias: Optional,
+    mid_weight: MaybeTensor,
+    mid_bias: MaybeTensor,
     out_weight: Tensor,
     v: Tensor,
     out: Tensor,

@@ -19,6 +19,8 @@ from attnlab.models.positions import Positions
 from attnlab.models.seq2seq import Seq2Seq
 from attnlab.runtime.seeding import derive_seed
 
+SOME_TOKENS = 16
+
 
 class Transformer(nn.Module):
     """Token or patch embedding, positions, a stack of blocks, LayerNorm and an output layer of
@@ -106,14 +108,15 @@ class ClassToken(nn.Module):
 
 
 def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
-    """Send one token through the configured mechanism, which also builds the kernels it needs.
+    """Send a few tokens through the configured mechanism. On a CPU this also builds the kernels
+    that it needs; on a GPU others are compiled when training begins.
 
     Errors: `BadInput` if model.backend cannot serve here, or the mechanism not arch.positions,
     which the schema knows of those that are shipped.
     """
-    token = torch.zeros(1, arch.heads, 1, arch.head_width, device=device)
+    tokens = torch.zeros(1, arch.heads, SOME_TOKENS, arch.head_width, device=device)
     padded = arch.body == "seq2seq"
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if padded else None
+    mask = torch.ones(1, 1, 1, SOME_TOKENS, dtype=torch.bool, device=device) if padded else None
     mechanism = build_attention(model, arch).to(device)
     if arch.positions == "alibi" and not mechanism.takes_bias:
         raise BadInput(
@@ -121,7 +124,7 @@ def try_mechanism(arch: Body, model: Mechanism, device: torch.device) -> None:
             "bias of positions (takes_bias)"
         )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        mechanism(token, token, token, causal=arch.body == "lm", mask=mask)
+        mechanism(tokens, tokens, tokens, causal=arch.body == "lm", mask=mask)
 
 
 def bare_model(arch: Body, model: Mechanism, inputs: int, outputs: int, tokens: int) -> nn.Module:

@@ -56,6 +56,9 @@ def set_up(device: torch.device) -> None:
     # No kernel here reads what it has not written, and filling every buffer costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.backends.cudnn.benchmark = False
+    # Otherwise cuBLAS may add up parts of a product in the 16 bits of its inputs.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def cuda_obstacle() -> str:

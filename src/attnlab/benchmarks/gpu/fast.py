@@ -70,6 +70,8 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     lines = [
         f"B {plan.batch}, H {plan.heads}, D {plan.width}, causal; medians of interleaved samples.",
         "The ratio is to torch's scaled_dot_product_attention, with quartiles; below 1 is faster.",
+        "As in training, torch may use only kernels that repeat bit for bit, which slows the",
+        "backward of that attention; beside FlexAttention, which does not repeat, it may use all.",
         "Share: of the card's peak at this precision, by the products of the visible pairs.",
         "",
         "| score, by, precision, N | forward ms | ratio | share | both ms | ratio | share | MiB |",

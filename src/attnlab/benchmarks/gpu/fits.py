@@ -2,6 +2,7 @@
 a 24 GB card.
 """
 
+import gc
 import itertools
 import statistics
 import time
@@ -37,7 +38,7 @@ def work(plan: Plan):
             words += plan.neural if model.startswith("neural") else []
             cfg = configured(table, model, f"trainer.precision={precision}", *words)
             key = f"{table}, {model}, {precision}, {'compiled' if compiled else 'not compiled'}"
-            rows[key] = partial(whole_steps, plan, cfg, runs)
+            rows[key] = partial(a_few_steps, plan, cfg, runs)
     return rows
 
 
@@ -56,7 +57,7 @@ def configured(table: str, model: str, *words: str) -> Config:
     return validate(plain(compose_config([f"experiment={table}", f"model={model}", *words])))
 
 
-def whole_steps(plan: Plan, cfg: Config, runs: int) -> dict[str, Any]:
+def a_few_steps(plan: Plan, cfg: Config, runs: int) -> dict[str, Any]:
     """Peak memory, median time of a step, tokens (or images) a second, MFU, and hours of `runs`
     whole runs, without evaluation.
     """
@@ -65,6 +66,7 @@ def whole_steps(plan: Plan, cfg: Config, runs: int) -> dict[str, Any]:
     device, cuda = choose_device(runtime, cfg.trainer.precision), plan.device == "cuda"
     if cuda:
         torch.compiler.reset()
+        gc.collect()  # a model of the row before, which a cycle of references may keep
         torch.cuda.empty_cache()
         share = min(1.0, plan.memory / torch.cuda.mem_get_info()[1])
         torch.cuda.set_per_process_memory_fraction(share)

@@ -49,7 +49,7 @@ class Plan:
     smoke: bool
     program: Program
     memory: int = 45 * GIB // 2  # for whole models: about what a 24 GB card leaves them
-    processes: int = 1  # GPUs that may train together
+    gpus: int = 1  # that may train together
     # correct
     tokens: list[int] = field(default_factory=lambda: [1, 63, 785, 1024, 2047])
     compiler: str = "inductor"

@@ -39,9 +39,9 @@ def measure(
         if size == "smoke":
             plan = smoke(results / "smoke", scratch / "smoke", program)
         else:
-            name, processes = helper.submit(card).result()
+            name, gpus = helper.submit(card).result()
             folders = results / slug(name), scratch / slug(name)
-            plan = Plan("cuda", *folders, False, program, processes=processes)
+            plan = Plan("cuda", *folders, False, program, gpus=gpus)
             print(f"device: {name}")
         for folder in (plan.results, plan.scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,9 @@ def fill(name: str, plan: Plan, number: int = 0, of: int = 1) -> None:
     ledger, found, code = Ledger(ledger_file(name, plan)), rows_of(name, plan), source()
     measures = import_module(f"attnlab.benchmarks.gpu.{name}").work(plan)
     (plan.scratch / f"{name}.wanted").write_text(str(len(measures)))
-    missing = [key for key in measures if key not in found or _failure(found[key])]
-    for key in missing[number::of]:
+    for key in list(measures)[number::of]:
+        if key in found and not _failure(found[key]):
+            continue
         began = time.monotonic()
         try:
             row = measures[key]()

@@ -15,6 +15,7 @@ import torch
 from attnlab.benchmarks.attention import CASES, Shape, mechanism
 from attnlab.benchmarks.gpu.plan import Plan
 from attnlab.benchmarks.timing import seconds
+from attnlab.errors import first_line
 from attnlab.kernels import triton_backend
 from attnlab.kernels.triton_scorer import triton
 
@@ -54,13 +55,14 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
     sizes = [16, 16] if plan.smoke else [SHORT, N]
     with turn(plan, fcntl.LOCK_SH):
         compiles, timed = (launch(plan, case, n, dtype, device, kernel) for n in sizes)
-    found, usable = {}, []
+    found, usable, refused = {}, [], {}
     for tile in [None, *tiles]:
         with chosen(kernel, tile), turn(plan, fcntl.LOCK_SH):  # beside others that compile
             try:
                 compiles()
             except (triton.runtime.OutOfResources, triton.runtime.errors.PTXASError) as error:
                 print(f"{case}, {precision}, {kernel}, {tile}: {error}", flush=True)
+                refused[tile] = first_line(error)
             else:
                 usable.append(tile)
     with turn(plan, fcntl.LOCK_EX):
@@ -69,7 +71,11 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
                 samples = [seconds(timed, device) for _ in range(1 if plan.smoke else 7)]
             name = "default" if tile is None else "x".join(map(str, tile[:2])) + f", {tile[2]}"
             found[name] = round(1000 * statistics.median(samples), 4)
+    if not found:
+        raise RuntimeError(f"no tile can be used: {refused[None]}")
     best = min(found, key=found.__getitem__)
+    if None in refused:  # the default is too large for this card
+        return {"ms": found, "best": best, "default": refused[None]}
     return {"ms": found, "best": best, "gain": round(found["default"] / found[best], 3)}
 
 
@@ -131,6 +137,7 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     ]
     for key, row in rows.items():
         ms = row["ms"]
-        times = f"{ms['default']} | {row['best']} | {ms[row['best']]} | {row['gain']}"
+        now = ms.get("default", row.get("default"))
+        times = f"{now} | {row['best']} | {ms[row['best']]} | {row.get('gain', '')}"
         lines.append(f"| {key} | {times} |")
     return lines

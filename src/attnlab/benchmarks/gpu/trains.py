@@ -33,7 +33,7 @@ def work(plan: Plan):
     two GPUs; each arm.
     """
     rows = {"kill -9, then the same command": partial(killed, plan)}
-    if plan.processes > 1:
+    if plan.gpus > 1:
         rows["two processes"] = partial(two_processes, plan)
     return rows | {model: partial(curve, plan, model) for model in language_arms(plan)}
 
@@ -105,7 +105,9 @@ def fresh(plan: Plan, *names: str) -> list[Path]:
 
 
 def started(plan: Plan, overrides: list[str], folder: Path):
-    """A process that trains, forked from this one, which has touched no device."""
+    """A process that trains, forked from this one, which has touched no device and has computed
+    nothing in threads: of those a forked process would wait for ever.
+    """
     process = FORK.Process(target=train, args=(plan.program, overrides, folder))
     process.start()
     return process
@@ -147,9 +149,12 @@ def finish(process) -> None:
 
 
 def equal(one: Any, other: Any) -> bool:
-    """Whether two checkpoints, or parts of them, are equal to the bit."""
+    """Whether two checkpoints, or parts of them, are equal to the bit; without torch's threads
+    (see `started`).
+    """
     if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
+        alike = one.dtype == other.dtype and one.shape == other.shape
+        return alike and one.numpy().tobytes() == other.numpy().tobytes()
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
