@@ -52,6 +52,11 @@ def config(*overrides: str) -> Config:
     return validate(compose.plain(compose.compose_config(list(overrides))))
 
 
+def smoke(cache: Path, *overrides: str) -> Config:
+    """Of a run of seconds, with this cache."""
+    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
+
+
 def prepared(cfg: Config) -> Data:
     """Its data set."""
     return build_data(cfg.data, cfg.seed, cfg.runtime.cache)

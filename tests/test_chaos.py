@@ -23,10 +23,11 @@ KILLS = int(os.environ.get("ATTNLAB_KILLS", 3))
 IN_SAVE = max(1, KILLS // 4)  # so many of them
 SAVES = 150 if LONG else 10  # kills of a process that does nothing else
 STEPS = 120
+EVALUATED = 21  # the first step that is evaluated, and saved as well
 RUN = [
     "scale=smoke",
     f"trainer.max_steps={STEPS}",
-    "trainer.eval_every=60",
+    f"trainer.eval_every={EVALUATED}",
     "trainer.save_every=7",
     "trainer.batch_size=4",
     "trainer.micro_batch_size=2",
@@ -60,9 +61,9 @@ def test_killed_anywhere(kind, kills, image_rows, start, train, tmp_path):
     assert code == 0, err
     draw = random.Random(kind)
     last = len(metrics(whole)) - 10
-    # the first one before the first checkpoint
-    moments = [3, *sorted(draw.sample(range(10, last), KILLS - 1))]
-    in_save = set(draw.sample(moments[1:], IN_SAVE))
+    # before the first checkpoint; between the evaluation of step 21 and its row; then anywhere
+    moments = [3, EVALUATED + 1, *sorted(draw.sample(range(EVALUATED + 2, last), KILLS - 2))]
+    in_save = set(draw.sample(moments[2:], IN_SAVE))
     saves = 0
     for at in moments:
         row = ("open a metrics.jsonl", max(1, at - kept(folder)))

@@ -9,7 +9,7 @@ from statistics import fmean, pstdev, stdev
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import MODELS, config, metrics, model_of, prepared, same_state
+from conftest import MODELS, config, metrics, model_of, prepared, same_state, smoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_runs import Page
@@ -34,10 +34,6 @@ KEYS = {
     *(f"attention/{i}/{n}" for i in (0, 1) for n in ("entropy", "negative_mass", "row_sum")),
     *(f"gradient/{i}/query" for i in (0, 1)),
 }
-
-
-def smoke(cache, *overrides):
-    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])

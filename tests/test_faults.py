@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, Halts, children, config, gone, metrics, newest, until
+from conftest import ROOT, Halts, children, config, gone, metrics, newest, smoke, until
 from torch.nn.modules.module import register_module_forward_hook
 
 from attnlab.config.schema import ADDED
@@ -44,10 +44,6 @@ def broken_step():
     yield breaks
     for handle in handles:
         handle.remove()
-
-
-def smoke(cache, *overrides):
-    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
 
 
 def test_stops_before_an_update_with_a_loss_that_is_not_finite(cache, tmp_path, broken_step):

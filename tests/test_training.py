@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import config, metrics, model_of, newest, prepared
+from conftest import config, metrics, model_of, newest, prepared, smoke
 
 from attnlab.data.symbols import UNSCORED
 from attnlab.errors import BadInput
@@ -21,10 +21,6 @@ from attnlab.training.prefetch import Prefetch
 from attnlab.training.selection import Selection
 from attnlab.training.trainer import total_steps
 from attnlab.training.update import Update, precision
-
-
-def smoke(cache, *overrides):
-    return config("scale=smoke", "logger=none", f"runtime.cache={cache}", *overrides)
 
 
 def counted(cfg, inputs, outputs, tokens):
