@@ -30,13 +30,15 @@ KERNELS = {
 
 
 def tiles(kernel: str, case: Case) -> dict:
-    """Tile and launch options: no spilled registers, by the table that scripts/compile_triton.py
-    prints, and among those the fewest instructions per pair.
+    """Tile and launch options: in 16 bits no spilled registers, or some bytes, by the table that
+    scripts/compile_triton.py prints, and among those the fewest instructions per pair.
     """
     if not case.half:  # products without tensor cores keep much more in registers
         rows, cols, warps = 32, 32, 8
     elif kernel == "forward" and case.act != "relu":
-        rows, cols, warps = 64, 32, 4
+        rows, cols, warps = 32 if case.act == "gelu" and case.d > 64 else 64, 32, 4
+    elif case.act == "gelu":  # erf and exp of every pair
+        rows, cols, warps = (64, 32, 4) if kernel == "rows" else (32, 64, 8)
     elif kernel == "forward":
         rows, cols, warps = (128, 64, 8) if case.d > 64 else (128 if case.h2 == 1 else 64, 64, 4)
     elif kernel == "rows":
