@@ -4,15 +4,12 @@ backends are chosen and built.
 
 import logging
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, config, metrics
+from conftest import config, metrics
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import library as torch_library
@@ -444,61 +441,6 @@ def test_training_loses_the_same_by_every_backend(cache, tmp_path):
     assert len(losses[0]) == 200 and losses[0][-1] < losses[0][0]
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-5, atol=0)
-
-
-UNOPTIMISED = {"CXXFLAGS": "-O0"}  # builds in half the time
-SMOKE = ("scale=smoke", "model.backend=auto", "trainer.max_steps=2")
-
-
-def test_two_processes_build_at_once(start, tmp_path):
-    runs = [
-        start(*SMOKE, f"seed={seed}", ATTNLAB_KERNELS=str(tmp_path / "kernels"), **UNOPTIMISED)
-        for seed in range(2)
-    ]
-    for process in runs:
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-    (library,) = (tmp_path / "kernels").iterdir()
-    assert library.suffix == ".so"
-
-
-@pytest.mark.parametrize(
-    "environment,said",
-    [
-        ({"CXX": "false"}, "chunked backend: cpp: the C++ compiler failed"),
-        ({"CXX": "no-such-compiler"}, "chunked backend: cpp: no C++ library"),
-        ({"ATTNLAB_KERNELS": "/dev/null/x"}, "built for this process only"),
-    ],
-    ids=["broken compiler", "no compiler", "unwritable cache"],
-)
-def test_trains_without_what_the_build_needs(environment, said, train, tmp_path):
-    code, _, err = train(
-        *SMOKE, **{"ATTNLAB_KERNELS": str(tmp_path / "kernels"), **UNOPTIMISED, **environment}
-    )
-    lines = [line for line in err.splitlines() if "kernels" in line or "backend" in line]
-    assert code == 0 and len([line for line in lines if said in line]) == 1, err
-
-
-def test_other_instruction_sets():
-    """Values and all gradients again in processes whose torch is told of older processors."""
-    here = torch.backends.cpu.get_cpu_capability().lower()
-    tests = [
-        f"tests/test_kernels.py::test_half_precision_network[dtype{number}-cpp]"
-        for number in range(len(HALF))
-    ]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *tests],
-            env={**os.environ, **UNOPTIMISED, "ATEN_CPU_CAPABILITY": capability},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for capability in {"avx2", "default"} - {here}
-    ]
-    for child in children:
-        out, _ = child.communicate()
-        assert child.returncode == 0 and f"{len(HALF)} passed" in out, out
 
 
 @pytest.mark.parametrize("hidden", [[4], [4, 3]])
