@@ -14,7 +14,7 @@ from made_runs import finished
 
 from attnlab import cli
 from attnlab.config import compose
-from attnlab.config.question import _parsed, check_question, question_in, questions
+from attnlab.config.question import check_question, question_in, questions
 from attnlab.errors import BadInput
 from attnlab.report import notes as comparison_notes
 from attnlab.report import registration, tables
@@ -91,10 +91,9 @@ def test_settings_are_read_as_the_command_line_reads_them():
     settings = ["trainer.lr=1e-3 arch.qk_norm=none", "arch.qk_norm=rms"]
     question = question_in(yaml.safe_dump({"question": REGISTERED | {"settings": settings}}))
     assert question.values[1] == {"trainer.lr": 0.001, "arch.qk_norm": "rms"}
-    assert _parsed("model.layers=[0, 1] data.path='a b'") == {
-        "model.layers": [0, 1],
-        "data.path": "a b",
-    }
+    blanks = REGISTERED | {"settings": ["model.layers=[0, 1] data.path='a b'"]}
+    (values,) = question_in(yaml.safe_dump({"question": blanks})).values
+    assert values == {"model.layers": [0, 1], "data.path": "a b"}
     composed_ = compose.plain(compose.compose_config(["experiment=controls"]))
     asked = REGISTERED | {"settings": ["trainer.rate=1"]}
     with pytest.raises(BadInput, match=r"question\.settings: trainer\.rate: unknown key"):
@@ -110,6 +109,40 @@ def test_the_rule_in_code_is_the_registered_one():
         *_, last, else_undecided = asked[name].rule.split(". ")
         assert else_undecided == "Anything else is undecided."
         assert last in " ".join(clause.__doc__.split())
+
+
+@pytest.mark.parametrize(
+    ("experiment", "settings", "values", "said"),
+    [
+        (
+            "ladder_fair",
+            ("arch.norm=pre", "arch.norm=post"),
+            lambda arm, s: {"expressive": 0.5 + 0.4 * s, "expressive_tempered": 0.9}.get(arm, 0.9),
+            "The temperature helps with arch.norm=pre.",
+        ),
+        (
+            "recall_fair",
+            ("arch.positions=rotary", "arch.positions=sinusoidal", "arch.positions=alibi"),
+            lambda arm, s: 0.5 + 0.2 * (s == 2) * (arm == "neural_d2"),
+            "Positions explain part of the distance to the dot product of neural_d2 "
+            "(arch.positions=alibi).",
+        ),
+    ],
+    ids=["temperature", "positions"],
+)
+def test_the_last_clause_of_a_rule_is_concluded(experiment, settings, values, said):
+    asked, rng = questions()[experiment], np.random.default_rng(0)
+    runs = [
+        finished(
+            *(0, f"experiment={experiment}", f"model={arm}", setting),
+            **{"seed": seed, "test/accuracy": values(arm, s) + rng.normal(0, 1e-4)},
+        )
+        for s, setting in enumerate(settings)
+        for arm in asked.arms
+        for seed in asked.seeds
+    ]
+    (answer,) = answers(runs)
+    assert conclusion(answer) == said
 
 
 # What runs answer

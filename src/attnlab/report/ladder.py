@@ -55,7 +55,7 @@ class Ladder:
         return 100 * min(found) if found and not self.failed[arm].get(level) else None
 
     def solved(self, arm: str, level: Level) -> bool:
-        """Whether every seed that was run solves it, and there is one."""
+        """Whether every seed with a result solves it, and there is one."""
         lowest = self.lowest(arm, level)
         return lowest is not None and lowest >= 100 * SOLVED
 

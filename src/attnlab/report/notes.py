@@ -51,7 +51,7 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
             found = judge(arm, effect)
             more = ""
             if found.needed:
-                more = f"; a new experiment on about {found.needed} fresh seeds would decide"
+                more = f"; about {found.needed} fresh seeds would decide, if mean and spread stay"
             elif effect.sd is not None and found.word in OPEN:
                 more = f"; {MAX_SEEDS:,} fresh seeds would not decide"
             said.append((found.word, f"{arm.label}: {found.reason}{_left(arm)}{more}"))

@@ -292,6 +292,8 @@ def _too_early(asked: Registration, counted: list[Run]) -> Iterator[str]:
     commits = set().union(*made)
     if early := {commit for commit in commits if asked.precedes(commit) is False}:
         runs = sum(bool(found & early) for found in made)
-        which = "is not committed" if asked.pending else "was changed after the commit"
         of = f"{runs} of {len(counted)} runs"
-        yield f"the question {which} ({of})" if asked.pending else f"the question {which} of {of}"
+        if asked.pending:
+            yield f"the question is not committed ({of})"
+        else:
+            yield f"the question was changed after the commit of {of}"

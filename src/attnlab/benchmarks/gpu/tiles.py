@@ -75,7 +75,7 @@ def sweep(plan: Plan, case: str, precision: str, kernel: str) -> dict[str, Any]:
         raise RuntimeError(f"no tile can be used: {refused[None]}")
     best = min(found, key=found.__getitem__)
     if None in refused:  # the default is too large for this card
-        return {"ms": found, "best": best, "default": refused[None]}
+        return {"ms": found, "best": best, "refused": refused[None]}
     return {"ms": found, "best": best, "gain": round(found["default"] / found[best], 3)}
 
 
@@ -137,7 +137,7 @@ def page(rows: dict[str, dict], plan: Plan) -> list[str]:
     ]
     for key, row in rows.items():
         ms = row["ms"]
-        now = ms.get("default", row.get("default"))
+        now = ms.get("default", row.get("refused"))
         times = f"{now} | {row['best']} | {ms[row['best']]} | {row.get('gain', '')}"
         lines.append(f"| {key} | {times} |")
     return lines
